@@ -1,0 +1,27 @@
+"""Triton fused-linear KTO loss, its reference, and the op under audit."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ktonum.kernels.formula import KTOConfig as KTOConfig
+    from ktonum.kernels.loss import FusedLinearKTOLoss as FusedLinearKTOLoss
+    from ktonum.kernels.loss import fused_linear_kto_loss as fused_linear_kto_loss
+    from ktonum.kernels.reference import ReferenceKTOLoss as ReferenceKTOLoss
+
+_HOME = {
+    "FusedLinearKTOLoss": "loss",
+    "KTOConfig": "formula",
+    "ReferenceKTOLoss": "reference",
+    "fused_linear_kto_loss": "loss",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ktonum.kernels' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"ktonum.kernels.{_HOME[name]}"), name)

@@ -1,0 +1,311 @@
+"""Log-probabilities of sequences as differentiable custom operators, opaque to torch.compile.
+
+What happens on the device is decided by values (how many tokens are unmasked), so Dynamo must not look inside;
+`torch.library` custom operators give that together with autograd and fake tensors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ktonum.errors import InputError
+from ktonum.kernels import launch
+from ktonum.kernels.products import accumulator_dtype, add_product, full_precision_products, write_product
+
+__all__ = ["sequence_logps"]
+
+# Rounded to float16, a probability of 1e-6 would be subnormal: slabs of float16 carry this factor, which leaves room
+# for |1 − p| <= 1 below 65504.
+_FLOAT16_SCALE_EXPONENT = 14
+
+
+@torch.library.custom_op("ktonum::sequence_logps", mutates_args=())
+def _sequence_logps(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    ignore_index: int,
+    logit_sums: bool,
+    allow_tf32: bool,
+    validate: bool,
+    workspace: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Sums of unmasked log-probabilities (B,) f64; sums of logits (B,) f64; lse (B·T,) f64; rows (B·T,) i64; their count.
+
+    ``rows`` holds the flat indices of unmasked tokens first, in order; the count is a CPU scalar, so that the backward
+    reads it without a device synchronisation.
+    """
+    batch, tokens = target.shape
+    rows, count = _unmasked_rows(target, weight.shape[0], ignore_index, validate)
+    x, y = _packed(input, target, rows, count)
+    with full_precision_products(input.device, allow_tf32=allow_tf32):
+        logps, logsumexp = launch.token_logps(x, weight, _contiguous(bias), y, allow_tf32=allow_tf32)
+        sums = _logit_sums(input, weight, bias) if logit_sums else input.new_zeros(batch, dtype=torch.float64)
+    if count == batch * tokens:
+        # While a CUDA graph is captured nothing is packed, and masked tokens are among the rows.
+        by_token = torch.where(y != ignore_index, logps, 0.0)
+    else:
+        by_token = logps.new_zeros(batch * tokens).index_copy(0, rows[:count], logps)
+    totals = by_token.view(batch, tokens).sum(1)
+    if validate and not bool((totals.isfinite() & sums.isfinite()).all()):
+        _refuse_nonfinite(input=input, weight=weight, bias=bias)
+    padded = logps.new_zeros(batch * tokens)
+    padded[:count] = logsumexp
+    return totals, sums, padded, rows, torch.tensor(count)
+
+
+@_sequence_logps.register_fake
+def _(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    ignore_index: int,
+    logit_sums: bool,
+    allow_tf32: bool,
+    validate: bool,
+    workspace: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, tokens = target.shape
+    wide = input.new_empty(batch, dtype=torch.float64)
+    return (
+        wide,
+        torch.empty_like(wide),
+        input.new_empty(batch * tokens, dtype=torch.float64),
+        target.new_empty(batch * tokens, dtype=torch.int64),
+        torch.empty((), dtype=torch.int64, device="cpu"),
+    )
+
+
+@torch.library.custom_op("ktonum::sequence_logps_backward", mutates_args=())
+def _sequence_logps_backward(
+    upstream: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    logsumexp: Tensor,
+    rows: Tensor,
+    row_count: Tensor,
+    input_gradient: bool,
+    weight_gradient: bool,
+    bias_gradient: bool,
+    ignore_index: int,
+    allow_tf32: bool,
+    workspace: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input, weight and bias; an empty tensor in the place of each that is not needed."""
+    count = int(row_count)
+    batch, tokens = target.shape
+    hidden, vocabulary = input.shape[-1], weight.shape[0]
+    wide = accumulator_dtype(input.dtype)
+    x, y = _packed(input, target, rows, count)
+    flat = rows[:count]
+    # ∂L/∂log π(y_t) is its sequence's upstream gradient, 0 for masked tokens.
+    coefficients = torch.where(y != ignore_index, upstream.index_select(0, flat // tokens), 0.0)
+    slab_coefficients, row_scale, scaled_x, common_scale = _suited_to_slab(coefficients, x)
+    sums = launch.bias_partials(count, weight) if bias_gradient else None
+    grad_weight = weight.new_zeros(weight.shape if weight_gradient else 0)
+    x_sums = torch.zeros((count, hidden) if input_gradient else 0, dtype=wide, device=input.device)
+    columns = _slab_columns(count, vocabulary, launch.slab_dtype(input.dtype), workspace)
+    buffer = torch.empty((count, columns), dtype=launch.slab_dtype(input.dtype), device=input.device)
+    contiguous_bias = _contiguous(bias)
+    with full_precision_products(input.device, allow_tf32=allow_tf32):
+        for start in range(0, vocabulary if count else 0, columns):
+            stop = min(start + columns, vocabulary)
+            slab = buffer[:, : stop - start]
+            launch.logit_gradients(
+                x,
+                weight,
+                contiguous_bias,
+                y,
+                logsumexp,
+                slab=slab,
+                slab_start=start,
+                slab_coefficients=slab_coefficients.to(wide),
+                bias_coefficients=coefficients.to(wide),
+                bias_sums=sums,
+                allow_tf32=allow_tf32,
+            )
+            rounded = slab.to(input.dtype)
+            if input_gradient:
+                add_product(x_sums, rounded, weight[start:stop])
+            if weight_gradient:
+                write_product(grad_weight[start:stop], rounded.t(), scaled_x, common_scale)
+    grad_input = input.new_zeros((batch * tokens, hidden) if input_gradient else 0)
+    if input_gradient:
+        if row_scale is not None:
+            x_sums *= row_scale.to(wide).unsqueeze(1)
+        grad_input.index_copy_(0, flat, x_sums.to(input.dtype))
+        grad_input = grad_input.view(batch, tokens, hidden)
+    grad_bias = weight.new_zeros(vocabulary if bias_gradient else 0)
+    if sums is not None and count:
+        grad_bias.copy_(sums.sum(0, dtype=torch.float64))
+    return grad_input, grad_weight, grad_bias
+
+
+@_sequence_logps_backward.register_fake
+def _(
+    upstream: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    logsumexp: Tensor,
+    rows: Tensor,
+    row_count: Tensor,
+    input_gradient: bool,
+    weight_gradient: bool,
+    bias_gradient: bool,
+    ignore_index: int,
+    allow_tf32: bool,
+    workspace: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        input.new_empty(input.shape if input_gradient else (0,)),
+        weight.new_empty(weight.shape if weight_gradient else (0,)),
+        weight.new_empty((weight.shape[0] if bias_gradient else 0,)),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    input, weight, bias, target, ignore_index, _, allow_tf32, _, workspace = inputs
+    _, _, logsumexp, rows, count = output
+    ctx.save_for_backward(input, weight, bias, target, logsumexp, rows, count)
+    ctx.options = (ignore_index, allow_tf32, workspace)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    needed = ctx.needs_input_grad[:3]
+    unused = (None,) * (len(ctx.needs_input_grad) - 3)
+    if upstream is None or not any(needed):
+        return (None, None, None, *unused)
+    input, weight, bias, target, logsumexp, rows, count = ctx.saved_tensors
+    gradients = torch.ops.ktonum.sequence_logps_backward(
+        upstream, input, weight, bias, target, logsumexp, rows, count, *needed, *ctx.options
+    )
+    return (*(g if n else None for g, n in zip(gradients, needed, strict=True)), *unused)
+
+
+_sequence_logps.register_autograd(_backward, setup_context=_setup_context)
+
+
+def sequence_logps(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    ignore_index: int,
+    logit_sums: bool,
+    allow_tf32: bool,
+    validate: bool,
+    workspace: int,
+) -> tuple[Tensor, Tensor]:
+    """Sum of each sequence's unmasked log-probabilities, differentiable, and sum of all its logits, not.
+
+    Args:
+        input: Hidden states, (B, T, H), any strides.
+        weight: Head, (V, H), any strides.
+        bias: (V,) or None.
+        target: (B, T), integer.
+        ignore_index: Marks masked tokens: they cost no matrix work.
+        logit_sums: Compute the sums of logits, else return zeros.
+        allow_tf32: Let float32 products run in TF32.
+        validate: Check targets and finiteness, at the price of a device synchronisation.
+        workspace: Bytes that the backward may use for logit gradients.
+
+    Returns:
+        Two float64 tensors, (B,).
+
+    Raises:
+        InputError: The device cannot run the kernels; with ``validate`` also for targets outside the vocabulary and
+            inputs that are not finite.
+    """
+    launch.check_device(input.device)
+    logps, sums, *_ = torch.ops.ktonum.sequence_logps(
+        input, weight, bias, target.long(), ignore_index, logit_sums, allow_tf32, validate, workspace
+    )
+    return logps, sums.detach()
+
+
+def _contiguous(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.contiguous()
+
+
+def _unmasked_rows(target: Tensor, vocabulary: int, ignore_index: int, validate: bool) -> tuple[Tensor, int]:
+    """Flat indices of unmasked tokens first, (B·T,), and how many there are; the one synchronisation of a forward."""
+    flat = target.reshape(-1)
+    unmasked = flat != ignore_index
+    if flat.is_cuda and torch.cuda.is_current_stream_capturing():
+        if validate:
+            raise InputError(
+                "values cannot be validated while a CUDA graph is captured: pass validate=False, after a validated "
+                "run on the same inputs"
+            )
+        return torch.arange(flat.numel(), device=flat.device), flat.numel()
+    rows = torch.argsort(unmasked.logical_not(), stable=True)
+    count, outside = torch.stack([unmasked.sum(), (unmasked & ((flat < 0) | (flat >= vocabulary))).sum()]).tolist()
+    if validate and outside:
+        at = int((unmasked & ((flat < 0) | (flat >= vocabulary))).nonzero()[0])
+        raise InputError(
+            f"target[{at // target.shape[1]}, {at % target.shape[1]}] = {int(flat[at])} is outside the vocabulary "
+            f"[0, {vocabulary}) and is not ignore_index = {ignore_index}; mask the token or mend the target"
+        )
+    return rows, count
+
+
+def _packed(input: Tensor, target: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Hidden states and targets of the first ``count`` rows: (count, H) and (count,)."""
+    x, y = input.reshape(-1, input.shape[-1]), target.reshape(-1).contiguous()
+    if count == y.numel():
+        return x, y
+    return x.index_select(0, rows[:count]), y.index_select(0, rows[:count])
+
+
+def _logit_sums(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Σ_t Σ_v z_tv = (Σ_t x_t) · (Σ_v w_v) + T Σ_v b_v, (B,), float64: no pass over logits, masked tokens included."""
+    sums = input.sum(1, dtype=torch.float64) @ weight.sum(0, dtype=torch.float64)
+    return sums if bias is None else sums + input.shape[1] * bias.sum(dtype=torch.float64)
+
+
+def _suited_to_slab(coefficients: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Coefficients for the slab; row factors for x's gradient; x and a factor for the weight's gradient.
+
+    Only float16 needs care: c_t (1 − p) would underflow in it. c_t = m_t 2^e_t with |m_t| in [0.5, 1) is stored as
+    m_t 2^14, and the exact powers of two are put back behind the products; x_t takes up the rows' different exponents.
+    """
+    if x.dtype != torch.float16:
+        return coefficients, None, x, None
+    mantissas, exponents = torch.frexp(coefficients)
+    exponents = exponents.to(torch.float64)
+    largest = torch.where(mantissas != 0, exponents, -torch.inf).amax()
+    exponents = torch.where(mantissas != 0, exponents, largest)
+    scaled_x = (x.float() * torch.exp2(exponents - largest).float().unsqueeze(1)).to(x.dtype)
+    row_scale = torch.exp2(exponents - _FLOAT16_SCALE_EXPONENT)
+    return mantissas * 2.0**_FLOAT16_SCALE_EXPONENT, row_scale, scaled_x, torch.exp2(largest - _FLOAT16_SCALE_EXPONENT)
+
+
+def _slab_columns(rows: int, vocabulary: int, dtype: torch.dtype, workspace: int) -> int:
+    """Vocabulary entries a slab of at most ``workspace`` bytes holds, a multiple of 256 so that tiles stay whole."""
+    fits = workspace // max(1, rows * dtype.itemsize) // 256 * 256
+    return min(vocabulary, max(256, fits))
+
+
+def _refuse_nonfinite(**tensors: Tensor | None) -> None:
+    """Find the NaN or infinity that reached the result, and name it."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not bool((finite := tensor.isfinite()).all()):
+            index = [int(i) for i in finite.logical_not().nonzero()[0]]
+            raise InputError(
+                f"{name}{index} is {tensor[tuple(index)].item()}: the loss needs finite inputs; look upstream for an "
+                f"overflow (validate=False lets NaN through)"
+            )
+    raise InputError(
+        "a log-probability is not finite although all inputs are: their products overflow float32; scale the inputs"
+    )

@@ -1,0 +1,174 @@
+"""Launching the kernels on plain (rows, hidden) tensors; nothing here knows of sequences, autograd or KTO."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ktonum.errors import InputError
+from ktonum.kernels.block_sizes import BlockSizes, block_sizes
+from ktonum.kernels.gradient_kernels import logit_gradient_kernel
+from ktonum.kernels.logsumexp_kernels import reduce_tiles_kernel, tile_statistics_kernel
+from ktonum.kernels.products import accumulator_dtype
+
+__all__ = ["INTERPRETED", "check_device", "logit_gradients", "slab_dtype", "token_logps"]
+
+#: Whether Triton's interpreter runs the kernels: decided by TRITON_INTERPRET when they are first imported.
+INTERPRETED = not isinstance(tile_statistics_kernel, triton.JITFunction)
+
+_ACCUMULATORS = {torch.float32: tl.float32, torch.float64: tl.float64}
+
+
+def check_device(device: torch.device) -> None:
+    """Kernels run on CUDA, or anywhere under the interpreter.
+
+    Raises:
+        InputError: The tensors are elsewhere.
+    """
+    if device.type != "cuda" and not INTERPRETED:
+        raise InputError(
+            f"the tensors are on {device}, where Triton cannot compile kernels: move them to a CUDA device, or set the "
+            f"environment variable TRITON_INTERPRET=1 before ktonum.kernels is imported to run Triton's interpreter"
+        )
+
+
+def slab_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What a slab of logit gradients is stored in: the operands' dtype, float32 for bfloat16 under the interpreter.
+
+    The interpreter truncates on a cast to bfloat16; the caller rounds its float32 slab to nearest instead.
+    """
+    return torch.float32 if INTERPRETED and dtype == torch.bfloat16 else dtype
+
+
+def _tile_options(input: Tensor, weight: Tensor, bias: Tensor | None, blocks: BlockSizes, allow_tf32: bool) -> dict[str, Any]:
+    """The arguments that the logits kernels share."""
+    options: dict[str, Any] = {
+        "hidden": input.shape[1],
+        "stride_input_row": input.stride(0),
+        "stride_input_hidden": input.stride(1),
+        "stride_weight_row": weight.stride(0),
+        "stride_weight_hidden": weight.stride(1),
+        "HAS_BIAS": bias is not None,
+        "EVEN_HIDDEN": input.shape[1] % blocks.hidden == 0,
+        "UPCAST": INTERPRETED and input.dtype == torch.bfloat16,
+        "ACCUMULATOR": _ACCUMULATORS[accumulator_dtype(input.dtype)],
+        "PRECISION": "tf32" if allow_tf32 and input.dtype == torch.float32 else "ieee",
+        "BLOCK_ROWS": blocks.rows,
+        "BLOCK_COLUMNS": blocks.columns,
+        "BLOCK_HIDDEN": blocks.hidden,
+        "GROUP": blocks.group,
+        "num_warps": blocks.warps,
+        "num_stages": blocks.stages,
+    }
+    return options
+
+
+def token_logps(
+    input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *, allow_tf32: bool
+) -> tuple[Tensor, Tensor]:
+    """log softmax(x Wᵀ + b) at the target of each row, and the log of the softmax's denominator.
+
+    Args:
+        input: x, (N, H), any strides.
+        weight: W, (V, H), any strides, dtype of ``input``.
+        bias: b, (V,), contiguous, or None.
+        target: (N,), int64, contiguous; values outside [0, V) give a log-probability of −lse, to be masked.
+        allow_tf32: Let float32 products run in TF32.
+
+    Returns:
+        Log-probabilities and log-sum-exps, both (N,), float64.
+    """
+    rows, vocabulary = input.shape[0], weight.shape[0]
+    blocks = block_sizes(input.dtype, interpreted=INTERPRETED)
+    tiles = triton.cdiv(vocabulary, blocks.columns)
+    wide = accumulator_dtype(input.dtype)
+    tile_max = torch.empty((tiles, rows), dtype=wide, device=input.device)
+    tile_sum = torch.empty_like(tile_max)
+    target_logit = torch.zeros(rows, dtype=wide, device=input.device)
+    logsumexp = torch.empty(rows, dtype=torch.float64, device=input.device)
+    logps = torch.empty_like(logsumexp)
+    if rows == 0:
+        return logps, logsumexp
+    tile_statistics_kernel[(triton.cdiv(rows, blocks.rows) * tiles,)](
+        input,
+        weight,
+        weight if bias is None else bias,
+        target,
+        tile_max,
+        tile_sum,
+        target_logit,
+        row_count=rows,
+        vocabulary=vocabulary,
+        **_tile_options(input, weight, bias, blocks, allow_tf32),
+    )
+    reduce_rows = 128 if INTERPRETED else 32
+    reduce_tiles_kernel[(triton.cdiv(rows, reduce_rows),)](
+        tile_max,
+        tile_sum,
+        target_logit,
+        logsumexp,
+        logps,
+        row_count=rows,
+        tile_count=tiles,
+        BLOCK_ROWS=reduce_rows,
+        BLOCK_TILES=32,
+    )
+    return logps, logsumexp
+
+
+def bias_partials(rows: int, weight: Tensor) -> Tensor:
+    """Where `logit_gradients` puts the column sums of each row tile, (row tiles, V), in the accumulator's dtype."""
+    blocks = block_sizes(weight.dtype, interpreted=INTERPRETED)
+    shape = (triton.cdiv(rows, blocks.rows), weight.shape[0])
+    return torch.empty(shape, dtype=accumulator_dtype(weight.dtype), device=weight.device)
+
+
+def logit_gradients(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    logsumexp: Tensor,
+    *,
+    slab: Tensor,
+    slab_start: int,
+    slab_coefficients: Tensor,
+    bias_coefficients: Tensor,
+    bias_sums: Tensor | None,
+    allow_tf32: bool,
+) -> None:
+    """Fill ``slab`` with c_t (1[v = y_t] − softmax(z_t)_v) for the columns v from ``slab_start`` on.
+
+    Args:
+        input, weight, bias, target, allow_tf32: As for `token_logps`.
+        logsumexp: From `token_logps`, (N,), float64.
+        slab: (N, columns), of `slab_dtype`, rows of stride ``slab.stride(0)``.
+        slab_start: First vocabulary entry of the slab.
+        slab_coefficients: c_t as the slab is scaled, (N,), accumulator's dtype.
+        bias_coefficients: c_t as it is, (N,), accumulator's dtype.
+        bias_sums: From `bias_partials`, filled for the slab's columns; None to skip.
+    """
+    blocks = block_sizes(input.dtype, interpreted=INTERPRETED)
+    rows, columns = slab.shape
+    logit_gradient_kernel[(triton.cdiv(rows, blocks.rows) * triton.cdiv(columns, blocks.columns),)](
+        input,
+        weight,
+        weight if bias is None else bias,
+        target,
+        logsumexp,
+        slab_coefficients,
+        bias_coefficients,
+        slab,
+        slab if bias_sums is None else bias_sums,
+        row_count=rows,
+        vocabulary=weight.shape[0],
+        slab_start=slab_start,
+        slab_columns=columns,
+        stride_slab_row=slab.stride(0),
+        BIAS_GRADIENT=bias_sums is not None,
+        **_tile_options(input, weight, bias, blocks, allow_tf32),
+    )

@@ -1,0 +1,227 @@
+"""What users call: `fused_linear_kto_loss` and the module `FusedLinearKTOLoss`."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ktonum.errors import InputError
+from ktonum.kernels.autograd import sequence_logps
+from ktonum.kernels.formula import (
+    KTOConfig,
+    LossType,
+    Reduction,
+    kl_estimate,
+    kto_losses,
+    reduce_losses,
+    sequence_means,
+    split_sums,
+)
+from ktonum.kernels.validation import KTOInputs, check_structure
+
+__all__ = ["FusedLinearKTOLoss", "KernelOptions", "fused_linear_kto_loss"]
+
+#: Bytes of logit gradients the backward keeps at a time, unless told otherwise.
+DEFAULT_WORKSPACE = 256 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelOptions:
+    """How the loss is computed; nothing here changes what is computed.
+
+    Attributes:
+        allow_tf32: Let products of float32 inputs run in TF32, three digits instead of seven.
+        validate: Check values (targets inside the vocabulary, finite inputs), which synchronises with the device.
+            Must be False while a CUDA graph is captured.
+        workspace: Bytes of logit gradients the backward may keep at a time.
+    """
+
+    allow_tf32: bool = False
+    validate: bool = True
+    workspace: int = DEFAULT_WORKSPACE
+
+    def __post_init__(self) -> None:
+        if isinstance(self.workspace, bool) or not isinstance(self.workspace, int) or self.workspace <= 0:
+            raise InputError(f"workspace = {self.workspace!r}: pass a positive number of bytes")
+
+
+def fused_linear_kto_loss(
+    inputs: KTOInputs, config: KTOConfig | None = None, options: KernelOptions | None = None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The KTO loss without materialised logits, and six metrics.
+
+    Gradients flow to ``input``, ``weight`` and ``bias``, each computed only when asked for; the reference model, the KL
+    sequences and the metrics carry none. Under ``torch.autocast`` floating tensors are cast as ``linear`` casts them.
+
+    Args:
+        inputs: The tensors, see `KTOInputs` for names and shapes; CUDA tensors, or any under Triton's interpreter.
+        config: The loss's parameters, see `KTOConfig`.
+        options: See `KernelOptions`.
+
+    Returns:
+        The loss (a scalar, or (B,) for ``reduction="none"``) and sums over desirable and over undesirable sequences of
+        log-probabilities, logits and rewards, in the order of `ktonum.kernels.formula.METRICS`. float64 for float64
+        inputs, otherwise float32.
+
+    Raises:
+        InputError: An argument does not fit; the message says which, and what is accepted.
+    """
+    config, options = config or KTOConfig(), options or KernelOptions()
+    inputs = _autocast(inputs)
+    check_structure(inputs, config)
+
+    def logps(
+        input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, logit_sums: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        sums, logits = sequence_logps(
+            input,
+            weight,
+            bias,
+            target,
+            ignore_index=config.ignore_index,
+            logit_sums=logit_sums,
+            allow_tf32=options.allow_tf32,
+            validate=options.validate,
+            workspace=options.workspace,
+        )
+        return sequence_means(sums, (target != config.ignore_index).sum(1), config), logits
+
+    with torch.no_grad():
+        reference_logps = _double(inputs.ref_logps)
+        if inputs.ref_input is not None and inputs.ref_weight is not None:
+            reference_logps, _ = logps(inputs.ref_input, inputs.ref_weight, inputs.ref_bias, inputs.target)
+        kl = _double(inputs.kl)
+        if inputs.kl_input is not None and inputs.kl_target is not None:
+            kl_logps, _ = logps(inputs.kl_input, inputs.weight, inputs.bias, inputs.kl_target)
+            kl_reference = _double(inputs.kl_ref_logps)
+            if inputs.kl_ref_input is not None and inputs.ref_weight is not None:
+                kl_reference, _ = logps(inputs.kl_ref_input, inputs.ref_weight, inputs.ref_bias, inputs.kl_target)
+            kl = kl_estimate(kl_logps, torch.zeros_like(kl_logps) if kl_reference is None else kl_reference)
+    policy_logps, logits = logps(inputs.input, inputs.weight, inputs.bias, inputs.target, logit_sums=True)
+    # A sequence's log-ratio is a small difference of sums over thousands of tokens: float64 up to the loss.
+    loss = reduce_losses(kto_losses(policy_logps, reference_logps, inputs.preference_labels, kl, config), config)
+    with torch.no_grad():
+        rewards = config.beta * (policy_logps if reference_logps is None else policy_logps - reference_logps)
+        metrics = [s for v in (policy_logps, logits, rewards) for s in split_sums(v, inputs.preference_labels)]
+    out = torch.float64 if inputs.input.dtype == torch.float64 else torch.float32
+    return loss.to(out), tuple(m.to(out) for m in metrics)
+
+
+def _double(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().double()
+
+
+def _autocast(inputs: KTOInputs) -> KTOInputs:
+    """Hidden states, heads and biases in autocast's dtype, where autocast is on; float64 stays, as autocast has it."""
+    if not isinstance(inputs.input, Tensor) or not torch.is_autocast_enabled(inputs.input.device.type):
+        return inputs
+    dtype = torch.get_autocast_dtype(inputs.input.device.type)
+    cast = {
+        name: tensor.to(dtype)
+        for name, tensor in inputs.tensors().items()
+        if name in ("input", "weight", "bias", "ref_input", "ref_weight", "ref_bias", "kl_input", "kl_ref_input")
+        and tensor.is_floating_point()
+        and tensor.dtype != torch.float64
+    }
+    return replace(inputs, **cast)
+
+
+class FusedLinearKTOLoss(torch.nn.Module):
+    """`fused_linear_kto_loss` behind the interface of Liger-Kernel's ``LigerFusedLinearKTOLoss``.
+
+    Swapping the import is the whole migration; what Liger lacks comes as keywords.
+
+    Args:
+        ignore_index, beta, average_log_prob, loss_type, desirable_weight, undesirable_weight, reduction: See `KTOConfig`.
+        compiled, chunk_size: Liger's; accepted and without effect, for results never depend on them here.
+        use_ref_model: Whether ``forward`` uses its ``ref_input`` and ``ref_weight``, or ``ref_logps``.
+        allow_tf32, validate, workspace: See `KernelOptions`.
+    """
+
+    def __init__(
+        self,
+        ignore_index: int = -100,
+        beta: float = 0.1,
+        compiled: bool = True,
+        use_ref_model: bool = False,
+        average_log_prob: bool = False,
+        chunk_size: int = 1,
+        *,
+        loss_type: LossType = "kto",
+        desirable_weight: float = 1.0,
+        undesirable_weight: float = 1.0,
+        reduction: Reduction = "mean",
+        allow_tf32: bool = False,
+        validate: bool = True,
+        workspace: int = DEFAULT_WORKSPACE,
+    ) -> None:
+        super().__init__()
+        self.use_ref_model = use_ref_model
+        self.config = KTOConfig(
+            loss_type=loss_type,
+            beta=beta,
+            desirable_weight=desirable_weight,
+            undesirable_weight=undesirable_weight,
+            ignore_index=ignore_index,
+            average_log_prob=average_log_prob,
+            reduction=reduction,
+        )
+        self.options = KernelOptions(allow_tf32=allow_tf32, validate=validate, workspace=workspace)
+
+    def forward(
+        self,
+        _input: Tensor,
+        lin_weight: Tensor,
+        target: Tensor,
+        bias: Tensor | None = None,
+        preference_labels: Tensor | None = None,
+        ref_input: Tensor | None = None,
+        ref_weight: Tensor | None = None,
+        ref_bias: Tensor | None = None,
+        kl: Tensor | None = None,
+        *,
+        ref_logps: Tensor | None = None,
+        kl_input: Tensor | None = None,
+        kl_target: Tensor | None = None,
+        kl_ref_input: Tensor | None = None,
+        kl_ref_logps: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The loss and the six metrics; shapes as in `KTOInputs`, result as of `fused_linear_kto_loss`.
+
+        Raises:
+            InputError: An argument does not fit, or ``use_ref_model=True`` and neither reference was given.
+        """
+        given = (ref_input, ref_weight, ref_bias, ref_logps)
+        if self.use_ref_model and ref_input is None and ref_logps is None:
+            raise InputError("use_ref_model=True needs ref_input and ref_weight, or ref_logps; none was given")
+        if not self.use_ref_model and any(g is not None for g in given):
+            warnings.warn(
+                "the reference model's tensors are not used, since use_ref_model=False (Liger's default); construct "
+                "the loss with use_ref_model=True to use them",
+                stacklevel=2,
+            )
+            ref_input = ref_weight = ref_bias = ref_logps = None
+        inputs = KTOInputs(
+            input=_input,
+            weight=lin_weight,
+            target=target,
+            preference_labels=preference_labels,  # type: ignore[arg-type]  # None is refused with a message of its own
+            bias=bias,
+            ref_input=ref_input,
+            ref_weight=ref_weight,
+            ref_bias=ref_bias,
+            ref_logps=ref_logps,
+            kl=kl,
+            kl_input=kl_input,
+            kl_target=kl_target,
+            kl_ref_input=kl_ref_input,
+            kl_ref_logps=kl_ref_logps,
+        )
+        return fused_linear_kto_loss(inputs, self.config, self.options)
+
+    def extra_repr(self) -> str:
+        """The parameters, as `torch.nn.Module` prints them."""
+        return f"{self.config}, use_ref_model={self.use_ref_model}"

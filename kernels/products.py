@@ -1,0 +1,65 @@
+"""The backward's two matrix products, accumulated in float32 or better whatever the process's global switches say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+__all__ = ["accumulator_dtype", "add_product", "full_precision_products", "write_product"]
+
+_SIXTEEN_BIT = (torch.bfloat16, torch.float16)
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, otherwise float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@contextmanager
+def full_precision_products(device: torch.device, *, allow_tf32: bool) -> Iterator[None]:
+    """Within: cuBLAS neither uses TF32 (unless asked) nor reduces split-K partial sums in 16 bits; autocast is off.
+
+    Both are switches of the process; 16-bit reduction is torch's default, and users turn TF32 on for their models.
+    """
+    with torch.autocast(device.type, enabled=False):
+        if device.type != "cuda":
+            yield
+            return
+        matmul = torch.backends.cuda.matmul
+        saved = (
+            matmul.fp32_precision,
+            matmul.allow_bf16_reduced_precision_reduction,
+            matmul.allow_fp16_reduced_precision_reduction,
+        )
+        try:
+            matmul.fp32_precision = "tf32" if allow_tf32 else "ieee"
+            matmul.allow_bf16_reduced_precision_reduction = False
+            matmul.allow_fp16_reduced_precision_reduction = False
+            yield
+        finally:
+            matmul.fp32_precision = saved[0]
+            matmul.allow_bf16_reduced_precision_reduction = saved[1]
+            matmul.allow_fp16_reduced_precision_reduction = saved[2]
+
+
+def add_product(accumulator: Tensor, a: Tensor, b: Tensor) -> None:
+    """``accumulator += a @ b`` with the accumulator in float32 or float64, (M, N); a (M, K); b (K, N)."""
+    if a.dtype == accumulator.dtype:
+        accumulator.addmm_(a, b)
+    elif a.is_cuda:
+        torch.addmm(accumulator, a, b, out_dtype=accumulator.dtype, out=accumulator)
+    else:
+        accumulator.addmm_(a.to(accumulator.dtype), b.to(accumulator.dtype))
+
+
+def write_product(out: Tensor, a: Tensor, b: Tensor, scale: Tensor | None = None) -> None:
+    """``out = scale · (a @ b)``, accumulated in float32 or better and rounded once to ``out``'s dtype."""
+    if scale is None and (a.is_cuda or a.dtype not in _SIXTEEN_BIT):
+        torch.mm(a, b, out=out)
+        return
+    wide = accumulator_dtype(a.dtype)
+    product = torch.mm(a, b, out_dtype=wide) if a.is_cuda else torch.mm(a.to(wide), b.to(wide))
+    out.copy_(product if scale is None else product.mul_(scale))

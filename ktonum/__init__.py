@@ -1,0 +1,66 @@
+"""ktonum: the numerics library that GPU-kernel authors trust.
+
+Public names load on first use, so that importing ktonum (as the pytest plugin does) costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ktonum.audit import audit as audit
+    from ktonum.cases import Case as Case
+    from ktonum.cases import Point as Point
+    from ktonum.compare import Comparison as Comparison
+    from ktonum.compare import compare as compare
+    from ktonum.errors import GradcheckError as GradcheckError
+    from ktonum.errors import InputError as InputError
+    from ktonum.errors import KtonumError as KtonumError
+    from ktonum.errors import ToleranceError as ToleranceError
+    from ktonum.gradcheck import GradcheckResult as GradcheckResult
+    from ktonum.gradcheck import gradcheck as gradcheck
+    from ktonum.op import Law as Law
+    from ktonum.op import Op as Op
+    from ktonum.results import CheckResult as CheckResult
+    from ktonum.results import Measurement as Measurement
+    from ktonum.results import Power as Power
+    from ktonum.results import Report as Report
+    from ktonum.results import Verdict as Verdict
+    from ktonum.tolerances import assert_within as assert_within
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Case": "cases",
+    "CheckResult": "results",
+    "Comparison": "compare",
+    "GradcheckError": "errors",
+    "GradcheckResult": "gradcheck",
+    "InputError": "errors",
+    "KtonumError": "errors",
+    "Law": "op",
+    "Measurement": "results",
+    "Op": "op",
+    "Point": "cases",
+    "Power": "results",
+    "Report": "results",
+    "ToleranceError": "errors",
+    "Verdict": "results",
+    "assert_within": "tolerances",
+    "audit": "audit",
+    "compare": "compare",
+    "gradcheck": "gradcheck",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ktonum' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
+    return getattr(importlib.import_module(f"ktonum.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,200 @@
+"""What an audit says: verdicts, measurements, power, and the report that holds them.
+
+A leaf: it imports neither torch nor pytest, so that results can be read, merged and compared anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CheckResult", "Measurement", "Power", "Report", "Verdict"]
+
+SCHEMA = "ktonum-report/1"
+
+
+class Verdict(str, Enum):
+    """The answer to one check on one case."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    ERROR = "ERROR"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number and the bound it is held against.
+
+    Attributes:
+        name: What was measured, as ``output/measure``, e.g. ``grad_weight/relative_norm``.
+        value: The measured error, in ``unit``; NaN never passes.
+        bound: The largest value that passes, in the same unit.
+        unit: ``"1"`` for a pure number, ``"bound"`` for errors divided by a per-element bound, ``"ulp"`` ...
+        bound_source: Where the bound comes from: a derivation, a table row, a law.
+        where: The worst place, e.g. ``[3, 17]``; empty when the measure has no place.
+    """
+
+    name: str
+    value: float
+    bound: float
+    unit: str = "1"
+    bound_source: str = ""
+    where: str = ""
+
+    @property
+    def within(self) -> bool:
+        """Whether the value is no larger than the bound; false for NaN."""
+        return self.value <= self.bound
+
+    @property
+    def use(self) -> float:
+        """The share of the bound that was used, value / bound; ``inf`` for NaN or for any error against a zero bound."""
+        if math.isnan(self.value):
+            return math.inf
+        if self.bound == 0.0:
+            return 0.0 if self.value == 0.0 else math.inf
+        return self.value / self.bound
+
+
+@dataclass(frozen=True)
+class Power:
+    """The smallest planted defect that the same check on the same case flagged.
+
+    Attributes:
+        defect: What was planted, e.g. ``grad_weight scaled by 1 + size``.
+        size: How large it had to be, relative unless the defect says otherwise; ``None`` when none was flagged.
+    """
+
+    defect: str
+    size: float | None
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The verdict of one check on one case.
+
+    Attributes:
+        case: The case's name; the seed derives from it.
+        check: The check's name.
+        verdict: The decision under ``standard``.
+        measurements: All that was measured; the worst is `worst`.
+        power: What the check would have caught here.
+        reason: Why the verdict is not PASS, in a sentence; may carry a remark for PASS.
+        standard: ``precise`` or ``eager``.
+        seconds: Wall time spent; information only, no verdict depends on it.
+        details: Further text for a reader, e.g. a candidate's traceback.
+    """
+
+    case: str
+    check: str
+    verdict: Verdict
+    measurements: tuple[Measurement, ...] = ()
+    power: tuple[Power, ...] = ()
+    reason: str = ""
+    standard: str = "precise"
+    seconds: float = 0.0
+    details: str = ""
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether the check passed although no planted defect could fail it."""
+        return self.verdict is Verdict.PASS and not any(p.size is not None for p in self.power)
+
+    @property
+    def failed(self) -> bool:
+        """Whether this result fails an audit: FAIL, ERROR, or a vacuous PASS."""
+        return self.verdict in (Verdict.FAIL, Verdict.ERROR) or self.vacuous
+
+    @property
+    def worst(self) -> Measurement | None:
+        """The measurement that used the largest share of its bound."""
+        return max(self.measurements, key=lambda m: m.use, default=None)
+
+    def to_record(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; non-finite numbers become the strings ``nan``, ``inf``, ``-inf``."""
+        record: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return record
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> CheckResult:
+        """The inverse of `to_record`."""
+        fields = dict(record)
+        fields["verdict"] = Verdict(fields["verdict"])
+        fields["measurements"] = tuple(
+            Measurement(**{**m, "value": float(m["value"]), "bound": float(m["bound"])})
+            for m in fields.get("measurements", ())
+        )
+        fields["power"] = tuple(
+            Power(p["defect"], None if p["size"] is None else float(p["size"])) for p in fields.get("power", ())
+        )
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All results of one audit, with the environment they were measured in."""
+
+    results: tuple[CheckResult, ...]
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing failed; INCONCLUSIVE results do not fail. An empty report is not ok."""
+        return bool(self.results) and not self.failures
+
+    @property
+    def failures(self) -> tuple[CheckResult, ...]:
+        """FAIL, ERROR and vacuous results."""
+        return tuple(r for r in self.results if r.failed)
+
+    @property
+    def inconclusive(self) -> tuple[CheckResult, ...]:
+        """Results whose check could not tell."""
+        return tuple(r for r in self.results if r.verdict is Verdict.INCONCLUSIVE)
+
+    def counts(self) -> dict[str, int]:
+        """How many results have each verdict, and how many are vacuous."""
+        counts = {v.value: sum(r.verdict is v for r in self.results) for v in Verdict}
+        counts["vacuous"] = sum(r.vacuous for r in self.results)
+        return counts
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the report; `from_json` reads it back."""
+        document = {
+            "schema": SCHEMA,
+            "environment": _plain(dict(self.environment)),
+            "results": [r.to_record() for r in self.results],
+        }
+        Path(path).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Report:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: The file is not a report of this schema.
+        """
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            raise ValueError(f"{path} is not a ktonum report: expected the key schema = {SCHEMA!r}")
+        return cls(tuple(CheckResult.from_record(r) for r in document["results"]), document["environment"])
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with enums as strings and non-finite floats as text, so that strict JSON readers accept it."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(v) for v in value]
+    return value
