@@ -17,10 +17,6 @@ from ktonum.kernels.products import accumulator_dtype, add_product, full_precisi
 
 __all__ = ["sequence_logps"]
 
-# Rounded to float16, a probability of 1e-6 would be subnormal: slabs of float16 carry this factor, which leaves room
-# for |1 − p| <= 1 below 65504.
-_FLOAT16_SCALE_EXPONENT = 14
-
 
 @torch.library.custom_op("ktonum::sequence_logps", mutates_args=())
 def _sequence_logps(
@@ -107,7 +103,7 @@ def _sequence_logps_backward(
     flat = rows[:count]
     # ∂L/∂log π(y_t) is its sequence's upstream gradient, 0 for masked tokens.
     coefficients = torch.where(y != ignore_index, upstream.index_select(0, flat // tokens), 0.0)
-    slab_coefficients, row_scale, scaled_x, common_scale = _suited_to_slab(coefficients, x)
+    weighted_x, factor = _weighted(x, coefficients)
     sums = launch.bias_partials(count, weight) if bias_gradient else None
     grad_weight = weight.new_zeros(weight.shape if weight_gradient else 0)
     x_sums = torch.zeros((count, hidden) if input_gradient else 0, dtype=wide, device=input.device)
@@ -126,8 +122,7 @@ def _sequence_logps_backward(
                 logsumexp,
                 slab=slab,
                 slab_start=start,
-                slab_coefficients=slab_coefficients.to(wide),
-                bias_coefficients=coefficients.to(wide),
+                coefficients=coefficients.to(wide),
                 bias_sums=sums,
                 allow_tf32=allow_tf32,
             )
@@ -135,11 +130,10 @@ def _sequence_logps_backward(
             if input_gradient:
                 add_product(x_sums, rounded, weight[start:stop])
             if weight_gradient:
-                write_product(grad_weight[start:stop], rounded.t(), scaled_x, common_scale)
+                write_product(grad_weight[start:stop], rounded.t(), weighted_x, factor)
     grad_input = input.new_zeros((batch * tokens, hidden) if input_gradient else 0)
     if input_gradient:
-        if row_scale is not None:
-            x_sums *= row_scale.to(wide).unsqueeze(1)
+        x_sums *= (coefficients / launch.slab_scale(input.dtype)).to(wide).unsqueeze(1)
         grad_input.index_copy_(0, flat, x_sums.to(input.dtype))
         grad_input = grad_input.view(batch, tokens, hidden)
     grad_bias = weight.new_zeros(vocabulary if bias_gradient else 0)
@@ -270,25 +264,25 @@ def _packed(input: Tensor, target: Tensor, rows: Tensor, count: int) -> tuple[Te
 
 def _logit_sums(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Σ_t Σ_v z_tv = (Σ_t x_t) · (Σ_v w_v) + T Σ_v b_v, (B,), float64: no pass over logits, masked tokens included."""
-    sums = input.sum(1, dtype=torch.float64) @ weight.sum(0, dtype=torch.float64)
+    # Summed in the accumulator's dtype: asked for float64, torch first copies the whole weight (4.6 GiB at V = 151,936).
+    wide = accumulator_dtype(input.dtype)
+    sums = input.sum(1, dtype=wide).double() @ weight.sum(0, dtype=wide).double()
     return sums if bias is None else sums + input.shape[1] * bias.sum(dtype=torch.float64)
 
 
-def _suited_to_slab(coefficients: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """Coefficients for the slab; row factors for x's gradient; x and a factor for the weight's gradient.
+def _weighted(x: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
+    """c_t x_t in x's dtype, (N, H), up to the second result: the operand of Σ_t (1[v = y_t] − p_tv) c_t x_t.
 
-    Only float16 needs care: c_t (1 − p) would underflow in it. c_t = m_t 2^e_t with |m_t| in [0.5, 1) is stored as
-    m_t 2^14, and the exact powers of two are put back behind the products; x_t takes up the rows' different exponents.
+    Rounding c_t x_t errs independently in every element, unlike rounding c_t. In float16 the products are kept in
+    range by a common power of two, which is given back as a factor together with the slab's.
     """
+    wide = accumulator_dtype(x.dtype)
     if x.dtype != torch.float16:
-        return coefficients, None, x, None
-    mantissas, exponents = torch.frexp(coefficients)
-    exponents = exponents.to(torch.float64)
-    largest = torch.where(mantissas != 0, exponents, -torch.inf).amax()
-    exponents = torch.where(mantissas != 0, exponents, largest)
-    scaled_x = (x.float() * torch.exp2(exponents - largest).float().unsqueeze(1)).to(x.dtype)
-    row_scale = torch.exp2(exponents - _FLOAT16_SCALE_EXPONENT)
-    return mantissas * 2.0**_FLOAT16_SCALE_EXPONENT, row_scale, scaled_x, torch.exp2(largest - _FLOAT16_SCALE_EXPONENT)
+        return (x.to(wide) * coefficients.to(wide).unsqueeze(1)).to(x.dtype), None
+    _, exponent = torch.frexp(coefficients.abs().amax())
+    size = torch.exp2(exponent.double())
+    weighted = (x.to(wide) * (coefficients / size).to(wide).unsqueeze(1)).to(x.dtype)
+    return weighted, (size / launch.slab_scale(x.dtype)).to(wide)
 
 
 def _slab_columns(rows: int, vocabulary: int, dtype: torch.dtype, workspace: int) -> int:

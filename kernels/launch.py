@@ -15,7 +15,7 @@ from ktonum.kernels.gradient_kernels import logit_gradient_kernel
 from ktonum.kernels.logsumexp_kernels import reduce_tiles_kernel, tile_statistics_kernel
 from ktonum.kernels.products import accumulator_dtype
 
-__all__ = ["INTERPRETED", "check_device", "logit_gradients", "slab_dtype", "token_logps"]
+__all__ = ["INTERPRETED", "check_device", "logit_gradients", "slab_dtype", "slab_scale", "token_logps"]
 
 #: Whether Triton's interpreter runs the kernels: decided by TRITON_INTERPRET when they are first imported.
 INTERPRETED = not isinstance(tile_statistics_kernel, triton.JITFunction)
@@ -42,6 +42,11 @@ def slab_dtype(dtype: torch.dtype) -> torch.dtype:
     The interpreter truncates on a cast to bfloat16; the caller rounds its float32 slab to nearest instead.
     """
     return torch.float32 if INTERPRETED and dtype == torch.bfloat16 else dtype
+
+
+def slab_scale(dtype: torch.dtype) -> float:
+    """The factor that slabs carry: in float16 a probability below 6e-5 is subnormal, below 6e-8 zero."""
+    return 2.0**14 if dtype == torch.float16 else 1.0
 
 
 def _tile_options(input: Tensor, weight: Tensor, bias: Tensor | None, blocks: BlockSizes, allow_tf32: bool) -> dict[str, Any]:
@@ -136,21 +141,19 @@ def logit_gradients(
     *,
     slab: Tensor,
     slab_start: int,
-    slab_coefficients: Tensor,
-    bias_coefficients: Tensor,
+    coefficients: Tensor,
     bias_sums: Tensor | None,
     allow_tf32: bool,
 ) -> None:
-    """Fill ``slab`` with c_t (1[v = y_t] − softmax(z_t)_v) for the columns v from ``slab_start`` on.
+    """Fill ``slab`` with `slab_scale` · (1[v = y_t] − softmax(z_t)_v) for the columns v from ``slab_start`` on.
 
     Args:
         input, weight, bias, target, allow_tf32: As for `token_logps`.
         logsumexp: From `token_logps`, (N,), float64.
         slab: (N, columns), of `slab_dtype`, rows of stride ``slab.stride(0)``.
         slab_start: First vocabulary entry of the slab.
-        slab_coefficients: c_t as the slab is scaled, (N,), accumulator's dtype.
-        bias_coefficients: c_t as it is, (N,), accumulator's dtype.
-        bias_sums: From `bias_partials`, filled for the slab's columns; None to skip.
+        coefficients: c_t, (N,), accumulator's dtype; only ``bias_sums`` contains them.
+        bias_sums: From `bias_partials`, filled for the slab's columns with Σ_t c_t (...); None to skip.
     """
     blocks = block_sizes(input.dtype, interpreted=INTERPRETED)
     rows, columns = slab.shape
@@ -160,8 +163,7 @@ def logit_gradients(
         weight if bias is None else bias,
         target,
         logsumexp,
-        slab_coefficients,
-        bias_coefficients,
+        coefficients,
         slab,
         slab if bias_sums is None else bias_sums,
         row_count=rows,
@@ -170,5 +172,6 @@ def logit_gradients(
         slab_columns=columns,
         stride_slab_row=slab.stride(0),
         BIAS_GRADIENT=bias_sums is not None,
+        SLAB_SCALE=slab_scale(input.dtype),
         **_tile_options(input, weight, bias, blocks, allow_tf32),
     )

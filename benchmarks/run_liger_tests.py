@@ -1,0 +1,120 @@
+"""Runs Liger-Kernel's own KTO test, unmodified, with its loss class swapped for another.
+
+    git clone https://github.com/linkedin/Liger-Kernel
+    python benchmarks/run_liger_tests.py --checkout Liger-Kernel
+
+Needs ``pip install 'ktonum[peers]'``: the test runs against the installed liger-kernel, and imports transformers and
+tokenizers. Nothing is written into the checkout. The exit status is pytest's, or 2 for a wrong argument.
+
+The file is its own pytest plugin: pytest imports it in a process of its own, where it puts the candidate into the place
+of ``liger_kernel.chunked_loss.LigerFusedLinearKTOLoss`` before the test file is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
+
+CANDIDATE_VARIABLE = "KTONUM_LIGER_CANDIDATE"
+DEFAULT_CANDIDATE = "ktonum.kernels:FusedLinearKTOLoss"
+TEST_FILE = Path("test", "chunked_loss", "test_kto_loss.py")
+SWAPPED = "LigerFusedLinearKTOLoss"
+
+
+def load(target: str) -> Any:
+    """The class named by ``module:attribute``.
+
+    Raises:
+        ValueError: It does not have that form, or cannot be found.
+    """
+    module, separator, attribute = target.partition(":")
+    if not (module and separator and attribute):
+        raise ValueError(f"candidate {target!r}: write module:Class, such as {DEFAULT_CANDIDATE}")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"candidate {target!r} cannot be found: {error}") from error
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Swaps the class, before anything is collected."""
+    import liger_kernel.chunked_loss
+    import pytest
+
+    try:
+        setattr(liger_kernel.chunked_loss, SWAPPED, load(os.environ[CANDIDATE_VARIABLE]))
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuses to run tests that hold another class than the candidate: they would say nothing about it."""
+    import pytest
+
+    candidate = load(os.environ[CANDIDATE_VARIABLE])
+    for item in session.items:
+        if getattr(getattr(item, "module", None), SWAPPED, None) is not candidate:
+            raise pytest.UsageError(f"{item.nodeid} does not import {SWAPPED} from liger_kernel.chunked_loss")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Names the candidate at the top of pytest's output."""
+    return f"{SWAPPED} is {os.environ[CANDIDATE_VARIABLE]}"
+
+
+def environment(checkout: Path, candidate: str, device: str) -> dict[str, str]:
+    """The test process's environment: where it imports from, the candidate, and Triton's interpreter on a CPU."""
+    variables = dict(os.environ)
+    here = Path(__file__).resolve().parent
+    paths = [str(checkout), str(here), variables.get("PYTHONPATH", "")]
+    variables |= {
+        "PYTHONPATH": os.pathsep.join(p for p in paths if p),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        CANDIDATE_VARIABLE: candidate,
+    }
+    if device == "auto":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        variables |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
+    return variables
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses the command line and runs pytest in a process of its own; returns its exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--checkout", type=Path, required=True, help="a clone of Liger-Kernel")
+    parser.add_argument("--candidate", default=DEFAULT_CANDIDATE, help="module:Class (default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    parser.add_argument(
+        "--tests", default="test_correctness and not functional", help="pytest's -k (default: %(default)s)"
+    )
+    parser.add_argument("pytest_arguments", nargs="*", help="after --: further arguments for pytest")
+    options = parser.parse_args(arguments)
+    checkout = options.checkout.resolve()
+    if not (checkout / TEST_FILE).is_file():
+        parser.error(
+            f"--checkout {options.checkout}: no {TEST_FILE} there; "
+            f"get one by: git clone https://github.com/linkedin/Liger-Kernel"
+        )
+    command = [sys.executable, "-m", "pytest", str(TEST_FILE), "-k", options.tests, "-p", Path(__file__).stem]
+    # Liger's pyproject.toml names options of pytest plugins that need not be installed here.
+    command += ["-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(checkout), "-q"]
+    command += options.pytest_arguments
+    return subprocess.run(
+        command, cwd=checkout, env=environment(checkout, options.candidate, options.device), check=False
+    ).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
