@@ -30,15 +30,25 @@ TEST_FILE = Path("test", "chunked_loss", "test_kto_loss.py")
 SWAPPED = "LigerFusedLinearKTOLoss"
 
 
+def split(target: str) -> tuple[str, str]:
+    """``module:attribute`` in two.
+
+    Raises:
+        ValueError: It does not have that form.
+    """
+    module, _, attribute = target.partition(":")
+    if not (module and attribute):
+        raise ValueError(f"candidate {target!r}: write module:Class, such as {DEFAULT_CANDIDATE}")
+    return module, attribute
+
+
 def load(target: str) -> Any:
     """The class named by ``module:attribute``.
 
     Raises:
         ValueError: It does not have that form, or cannot be found.
     """
-    module, separator, attribute = target.partition(":")
-    if not (module and separator and attribute):
-        raise ValueError(f"candidate {target!r}: write module:Class, such as {DEFAULT_CANDIDATE}")
+    module, attribute = split(target)
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
@@ -66,14 +76,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             raise pytest.UsageError(f"{item.nodeid} does not import {SWAPPED} from liger_kernel.chunked_loss")
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    """Names the candidate at the top of pytest's output."""
-    return f"{SWAPPED} is {os.environ[CANDIDATE_VARIABLE]}"
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Names the candidate above pytest's closing line."""
+    terminalreporter.write_line(f"{SWAPPED} was {os.environ[CANDIDATE_VARIABLE]}")
 
 
 def environment(checkout: Path, candidate: str, device: str) -> dict[str, str]:
     """The test process's environment: where it imports from, the candidate, and Triton's interpreter on a CPU."""
-    variables = dict(os.environ)
+    # Options and worker names of a pytest that runs this one are not for it.
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     here = Path(__file__).resolve().parent
     paths = [str(checkout), str(here), variables.get("PYTHONPATH", "")]
     variables |= {
@@ -107,6 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"--checkout {options.checkout}: no {TEST_FILE} there; "
             f"get one by: git clone https://github.com/linkedin/Liger-Kernel"
         )
+    try:
+        split(options.candidate)
+    except ValueError as error:
+        parser.error(str(error))
     command = [sys.executable, "-m", "pytest", str(TEST_FILE), "-k", options.tests, "-p", Path(__file__).stem]
     # Liger's pyproject.toml names options of pytest plugins that need not be installed here.
     command += ["-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(checkout), "-q"]

@@ -14,8 +14,9 @@ from torch import Tensor
 from ktonum.errors import InputError
 from ktonum.kernels import launch
 from ktonum.kernels.products import accumulator_dtype, add_product, full_precision_products, write_product
+from ktonum.kernels.validation import refuse_nonfinite
 
-__all__ = ["sequence_logps"]
+__all__ = ["detached_double", "sequence_logps"]
 
 
 @torch.library.custom_op("ktonum::sequence_logps", mutates_args=())
@@ -25,18 +26,26 @@ def _sequence_logps(
     bias: Tensor | None,
     target: Tensor,
     ignore_index: int,
+    average: bool,
     logit_sums: bool,
     allow_tf32: bool,
     validate: bool,
     workspace: int,
+    names: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Sums of unmasked log-probabilities (B,) f64; sums of logits (B,) f64; lse (B·T,) f64; rows (B·T,) i64; their count.
+    """Sums of unmasked log-probs (B,) f64; sums of logits (B,) f64; lse (B·T,) f64; rows (B·T,) i64; their count.
 
     ``rows`` holds the flat indices of unmasked tokens first, in order; the count is a CPU scalar, so that the backward
     reads it without a device synchronisation.
     """
     batch, tokens = target.shape
-    rows, count = _unmasked_rows(target, weight.shape[0], ignore_index, validate)
+    input_name, weight_name, bias_name, target_name = names.split()
+    rows, count = _unmasked_rows(target, weight.shape[0], ignore_index, validate, target_name)
+    if validate and average and count == 0:
+        raise InputError(
+            f"every token of {target_name} is masked by ignore_index = {ignore_index}: with average_log_prob=True the "
+            f"loss is 0/0; drop the batch or pass average_log_prob=False"
+        )
     x, y = _packed(input, target, rows, count)
     with full_precision_products(input.device, allow_tf32=allow_tf32):
         logps, logsumexp = launch.token_logps(x, weight, _contiguous(bias), y, allow_tf32=allow_tf32)
@@ -47,8 +56,14 @@ def _sequence_logps(
     else:
         by_token = logps.new_zeros(batch * tokens).index_copy(0, rows[:count], logps)
     totals = by_token.view(batch, tokens).sum(1)
-    if validate and not bool((totals.isfinite() & sums.isfinite()).all()):
-        _refuse_nonfinite(input=input, weight=weight, bias=bias)
+    # A bias of -inf leaves the loss finite, unless it is some target's.
+    parts = (totals, sums) if bias is None else (totals, sums, bias)
+    if validate and not bool(torch.stack([part.isfinite().all() for part in parts]).all()):
+        refuse_nonfinite(**{input_name: input, weight_name: weight, bias_name: bias})
+        raise InputError(
+            f"a log-probability is not finite although {input_name} and {weight_name} are: their products overflow "
+            f"float32; scale them down"
+        )
     padded = logps.new_zeros(batch * tokens)
     padded[:count] = logsumexp
     return totals, sums, padded, rows, torch.tensor(count)
@@ -61,10 +76,12 @@ def _(
     bias: Tensor | None,
     target: Tensor,
     ignore_index: int,
+    average: bool,
     logit_sums: bool,
     allow_tf32: bool,
     validate: bool,
     workspace: int,
+    names: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, tokens = target.shape
     wide = input.new_empty(batch, dtype=torch.float64)
@@ -167,7 +184,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    input, weight, bias, target, ignore_index, _, allow_tf32, _, workspace = inputs
+    input, weight, bias, target, ignore_index, _, _, allow_tf32, _, workspace, _ = inputs
     _, _, logsumexp, rows, count = output
     ctx.save_for_backward(input, weight, bias, target, logsumexp, rows, count)
     ctx.options = (ignore_index, allow_tf32, workspace)
@@ -186,7 +203,38 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Ten
     return (*(g if n else None for g, n in zip(gradients, needed, strict=True)), *unused)
 
 
+def _refuse_second_derivative(*_: Any) -> None:
+    raise NotImplementedError(
+        "the KTO kernels have no second derivative (create_graph=True, or a backward through a gradient): use "
+        "ktonum.kernels.ReferenceKTOLoss for it"
+    )
+
+
 _sequence_logps.register_autograd(_backward, setup_context=_setup_context)
+_sequence_logps_backward.register_autograd(_refuse_second_derivative)
+
+
+@torch.library.custom_op("ktonum::finite_double", mutates_args=())
+def _finite_double(tensor: Tensor, name: str) -> Tensor:
+    refuse_nonfinite(**{name: tensor})
+    return tensor.to(torch.float64, copy=True)
+
+
+@_finite_double.register_fake
+def _(tensor: Tensor, name: str) -> Tensor:
+    return torch.empty_like(tensor, dtype=torch.float64)
+
+
+def detached_double(tensor: Tensor | None, *, name: str, validate: bool) -> Tensor | None:
+    """``tensor`` in float64 and without gradient; with ``validate`` it must be finite.
+
+    Raises:
+        InputError: It is not.
+    """
+    if tensor is None:
+        return None
+    detached = tensor.detach()
+    return torch.ops.ktonum.finite_double(detached, name) if validate else detached.double()
 
 
 def sequence_logps(
@@ -196,10 +244,12 @@ def sequence_logps(
     target: Tensor,
     *,
     ignore_index: int,
+    average: bool,
     logit_sums: bool,
     allow_tf32: bool,
     validate: bool,
     workspace: int,
+    names: str,
 ) -> tuple[Tensor, Tensor]:
     """Sum of each sequence's unmasked log-probabilities, differentiable, and sum of all its logits, not.
 
@@ -209,21 +259,23 @@ def sequence_logps(
         bias: (V,) or None.
         target: (B, T), integer.
         ignore_index: Marks masked tokens: they cost no matrix work.
+        average: The sums are to be divided by the numbers of unmasked tokens, so there must be one.
         logit_sums: Compute the sums of logits, else return zeros.
         allow_tf32: Let float32 products run in TF32.
         validate: Check targets and finiteness, at the price of a device synchronisation.
         workspace: Bytes that the backward may use for logit gradients.
+        names: What messages call input, weight, bias and target, separated by blanks.
 
     Returns:
         Two float64 tensors, (B,).
 
     Raises:
-        InputError: The device cannot run the kernels; with ``validate`` also for targets outside the vocabulary and
-            inputs that are not finite.
+        InputError: The device cannot run the kernels; with ``validate`` also for targets outside the vocabulary,
+            inputs that are not finite, and an average over nothing.
     """
     launch.check_device(input.device)
     logps, sums, *_ = torch.ops.ktonum.sequence_logps(
-        input, weight, bias, target.long(), ignore_index, logit_sums, allow_tf32, validate, workspace
+        input, weight, bias, target.long(), ignore_index, average, logit_sums, allow_tf32, validate, workspace, names
     )
     return logps, sums.detach()
 
@@ -232,7 +284,9 @@ def _contiguous(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.contiguous()
 
 
-def _unmasked_rows(target: Tensor, vocabulary: int, ignore_index: int, validate: bool) -> tuple[Tensor, int]:
+def _unmasked_rows(
+    target: Tensor, vocabulary: int, ignore_index: int, validate: bool, name: str
+) -> tuple[Tensor, int]:
     """Flat indices of unmasked tokens first, (B·T,), and how many there are; the one synchronisation of a forward."""
     flat = target.reshape(-1)
     unmasked = flat != ignore_index
@@ -248,7 +302,7 @@ def _unmasked_rows(target: Tensor, vocabulary: int, ignore_index: int, validate:
     if validate and outside:
         at = int((unmasked & ((flat < 0) | (flat >= vocabulary))).nonzero()[0])
         raise InputError(
-            f"target[{at // target.shape[1]}, {at % target.shape[1]}] = {int(flat[at])} is outside the vocabulary "
+            f"{name}[{at // target.shape[1]}, {at % target.shape[1]}] = {int(flat[at])} is outside the vocabulary "
             f"[0, {vocabulary}) and is not ignore_index = {ignore_index}; mask the token or mend the target"
         )
     return rows, count
@@ -264,7 +318,7 @@ def _packed(input: Tensor, target: Tensor, rows: Tensor, count: int) -> tuple[Te
 
 def _logit_sums(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Σ_t Σ_v z_tv = (Σ_t x_t) · (Σ_v w_v) + T Σ_v b_v, (B,), float64: no pass over logits, masked tokens included."""
-    # Summed in the accumulator's dtype: asked for float64, torch first copies the whole weight (4.6 GiB at V = 151,936).
+    # Summed in the accumulator's dtype: asked for float64, torch first copies the weight (4.6 GiB at V = 151,936).
     wide = accumulator_dtype(input.dtype)
     sums = input.sum(1, dtype=wide).double() @ weight.sum(0, dtype=wide).double()
     return sums if bias is None else sums + input.shape[1] * bias.sum(dtype=torch.float64)
@@ -289,17 +343,3 @@ def _slab_columns(rows: int, vocabulary: int, dtype: torch.dtype, workspace: int
     """Vocabulary entries a slab of at most ``workspace`` bytes holds, a multiple of 256 so that tiles stay whole."""
     fits = workspace // max(1, rows * dtype.itemsize) // 256 * 256
     return min(vocabulary, max(256, fits))
-
-
-def _refuse_nonfinite(**tensors: Tensor | None) -> None:
-    """Find the NaN or infinity that reached the result, and name it."""
-    for name, tensor in tensors.items():
-        if tensor is not None and not bool((finite := tensor.isfinite()).all()):
-            index = [int(i) for i in finite.logical_not().nonzero()[0]]
-            raise InputError(
-                f"{name}{index} is {tensor[tuple(index)].item()}: the loss needs finite inputs; look upstream for an "
-                f"overflow (validate=False lets NaN through)"
-            )
-    raise InputError(
-        "a log-probability is not finite although all inputs are: their products overflow float32; scale the inputs"
-    )

@@ -114,7 +114,8 @@ def kto_losses(logps: Tensor, reference_logps: Tensor | None, labels: Tensor, kl
     if kl is not None and config.loss_type == "kto":
         ratios = ratios - kl
     margins = config.beta * torch.where(labels, ratios, -ratios)
-    weights = torch.where(labels, config.desirable_weight, config.undesirable_weight).to(margins.dtype)
+    # Filled in the margins' dtype: `torch.where` of two Python numbers would round them to float32 on the way.
+    weights = torch.full_like(margins, config.undesirable_weight).masked_fill(labels, config.desirable_weight)
     # 1 − σ(z) = σ(−z), which does not cancel when the loss is small.
     return weights * torch.sigmoid(-margins)
 

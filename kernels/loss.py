@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ktonum.errors import InputError
-from ktonum.kernels.autograd import sequence_logps
+from ktonum.kernels.autograd import detached_double, sequence_logps
 from ktonum.kernels.formula import (
     KTOConfig,
     LossType,
@@ -73,34 +73,38 @@ def fused_linear_kto_loss(
     inputs = _autocast(inputs)
     check_structure(inputs, config)
 
-    def logps(
-        input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, logit_sums: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def logps(names: str, logit_sums: bool = False) -> tuple[Tensor, Tensor]:
+        input, weight, bias, target = (getattr(inputs, name) for name in names.split())
         sums, logits = sequence_logps(
             input,
             weight,
             bias,
             target,
             ignore_index=config.ignore_index,
+            average=config.average_log_prob,
             logit_sums=logit_sums,
             allow_tf32=options.allow_tf32,
             validate=options.validate,
             workspace=options.workspace,
+            names=names,
         )
         return sequence_means(sums, (target != config.ignore_index).sum(1), config), logits
 
+    def given(name: str) -> Tensor | None:
+        return detached_double(getattr(inputs, name), name=name, validate=options.validate)
+
     with torch.no_grad():
-        reference_logps = _double(inputs.ref_logps)
+        reference_logps = given("ref_logps")
         if inputs.ref_input is not None and inputs.ref_weight is not None:
-            reference_logps, _ = logps(inputs.ref_input, inputs.ref_weight, inputs.ref_bias, inputs.target)
-        kl = _double(inputs.kl)
+            reference_logps, _ = logps("ref_input ref_weight ref_bias target")
+        kl = given("kl")
         if inputs.kl_input is not None and inputs.kl_target is not None:
-            kl_logps, _ = logps(inputs.kl_input, inputs.weight, inputs.bias, inputs.kl_target)
-            kl_reference = _double(inputs.kl_ref_logps)
+            kl_logps, _ = logps("kl_input weight bias kl_target")
+            kl_reference = given("kl_ref_logps")
             if inputs.kl_ref_input is not None and inputs.ref_weight is not None:
-                kl_reference, _ = logps(inputs.kl_ref_input, inputs.ref_weight, inputs.ref_bias, inputs.kl_target)
+                kl_reference, _ = logps("kl_ref_input ref_weight ref_bias kl_target")
             kl = kl_estimate(kl_logps, torch.zeros_like(kl_logps) if kl_reference is None else kl_reference)
-    policy_logps, logits = logps(inputs.input, inputs.weight, inputs.bias, inputs.target, logit_sums=True)
+    policy_logps, logits = logps("input weight bias target", logit_sums=True)
     # A sequence's log-ratio is a small difference of sums over thousands of tokens: float64 up to the loss.
     loss = reduce_losses(kto_losses(policy_logps, reference_logps, inputs.preference_labels, kl, config), config)
     with torch.no_grad():
@@ -108,10 +112,6 @@ def fused_linear_kto_loss(
         metrics = [s for v in (policy_logps, logits, rewards) for s in split_sums(v, inputs.preference_labels)]
     out = torch.float64 if inputs.input.dtype == torch.float64 else torch.float32
     return loss.to(out), tuple(m.to(out) for m in metrics)
-
-
-def _double(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().double()
 
 
 def _autocast(inputs: KTOInputs) -> KTOInputs:
@@ -135,7 +135,8 @@ class FusedLinearKTOLoss(torch.nn.Module):
     Swapping the import is the whole migration; what Liger lacks comes as keywords.
 
     Args:
-        ignore_index, beta, average_log_prob, loss_type, desirable_weight, undesirable_weight, reduction: See `KTOConfig`.
+        ignore_index, beta, average_log_prob, loss_type, desirable_weight, undesirable_weight, reduction: See
+            `KTOConfig`.
         compiled, chunk_size: Liger's; accepted and without effect, for results never depend on them here.
         use_ref_model: Whether ``forward`` uses its ``ref_input`` and ``ref_weight``, or ``ref_logps``.
         allow_tf32, validate, workspace: See `KernelOptions`.

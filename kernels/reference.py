@@ -27,7 +27,7 @@ def _token_logps(
     logits = torch.nn.functional.linear(input, weight, bias)
     wide = torch.promote_types(input.dtype, torch.float32)
     unmasked = target != ignore_index
-    index = torch.where(unmasked, target, 0)
+    index = torch.where(unmasked, target, 0).long()  # gather takes no narrower integers
     logps = logits.to(wide).log_softmax(-1).gather(-1, index.unsqueeze(-1)).squeeze(-1)
     return torch.where(unmasked, logps, 0.0), logits.detach().sum((-2, -1), dtype=wide)
 
@@ -66,12 +66,12 @@ def reference_kto_loss(inputs: KTOInputs, config: KTOConfig) -> tuple[Tensor, tu
     labels = inputs.preference_labels
     logps, logits = _sequence_logps(inputs.input, inputs.weight, inputs.bias, inputs.target, config)
     with torch.no_grad():
-        reference_logps = inputs.ref_logps
+        reference_logps = None if inputs.ref_logps is None else inputs.ref_logps.detach()
         if inputs.ref_input is not None and inputs.ref_weight is not None:
             reference_logps, _ = _sequence_logps(
                 inputs.ref_input, inputs.ref_weight, inputs.ref_bias, inputs.target, config
             )
-        kl = inputs.kl
+        kl = None if inputs.kl is None else inputs.kl.detach()
         if inputs.kl_input is not None and inputs.kl_target is not None:
             kl_logps, _ = _sequence_logps(inputs.kl_input, inputs.weight, inputs.bias, inputs.kl_target, config)
             kl_reference = inputs.kl_ref_logps
@@ -82,7 +82,9 @@ def reference_kto_loss(inputs: KTOInputs, config: KTOConfig) -> tuple[Tensor, tu
             kl = kl_estimate(kl_logps, torch.zeros_like(kl_logps) if kl_reference is None else kl_reference)
     if reference_logps is not None:
         reference_logps = reference_logps.to(logps.dtype)
-    loss = reduce_losses(kto_losses(logps, reference_logps, labels, None if kl is None else kl.to(logps.dtype), config), config)
+    loss = reduce_losses(
+        kto_losses(logps, reference_logps, labels, None if kl is None else kl.to(logps.dtype), config), config
+    )
     with torch.no_grad():
         rewards = config.beta * (logps if reference_logps is None else logps - reference_logps)
         metrics = (*split_sums(logps, labels), *split_sums(logits, labels), *split_sums(rewards, labels))
@@ -95,7 +97,9 @@ class ReferenceKTOLoss(torch.nn.Module):
     The keywords that Liger lacks are those of `KTOConfig` and `KTOInputs`.
     """
 
-    def __init__(self, ignore_index: int = -100, beta: float = 0.1, use_ref_model: bool = False, **config: object) -> None:
+    def __init__(
+        self, ignore_index: int = -100, beta: float = 0.1, use_ref_model: bool = False, **config: object
+    ) -> None:
         super().__init__()
         self.use_ref_model = use_ref_model
         self.config = KTOConfig(ignore_index=ignore_index, beta=beta, **config)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from torch import Tensor
 from ktonum.errors import InputError
 from ktonum.kernels.formula import KTOConfig
 
-__all__ = ["KTOInputs", "check_finite", "check_structure", "check_targets", "check_values"]
+__all__ = ["KTOInputs", "check_finite", "check_structure", "check_targets", "check_values", "refuse_nonfinite"]
 
 _FLOATING = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _INTEGER = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
@@ -132,15 +132,22 @@ def check_finite(inputs: KTOInputs) -> None:
     Raises:
         InputError: With the tensor's name and the first offending index.
     """
-    for name, tensor in inputs.tensors().items():
-        if tensor.is_floating_point():
-            finite = torch.isfinite(tensor)
-            if not finite.all():
-                index = [int(i) for i in (~finite).nonzero()[0]]
-                raise InputError(
-                    f"{name}{index} is {tensor[tuple(index)].item()}: the loss needs finite inputs; look upstream for "
-                    f"an overflow (validate=False lets NaN through)"
-                )
+    refuse_nonfinite(**inputs.tensors())
+
+
+def refuse_nonfinite(**tensors: Tensor | None) -> None:
+    """Name the first NaN or infinity of ``tensors``, if there is one. Synchronises with the device.
+
+    Raises:
+        InputError: With the tensor's name and the index.
+    """
+    for name, tensor in tensors.items():
+        if tensor is not None and not bool((finite := tensor.isfinite()).all()):
+            index = [int(i) for i in finite.logical_not().nonzero()[0]]
+            raise InputError(
+                f"{name}{index or ''} is {tensor[tuple(index)].item()}: the loss needs finite inputs; look upstream "
+                f"for an overflow (validate=False lets NaN through)"
+            )
 
 
 def check_values(inputs: KTOInputs, config: KTOConfig) -> None:

@@ -9,11 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ktonum.audit import audit as audit
+    from ktonum.auditing import audit as audit
     from ktonum.cases import Case as Case
     from ktonum.cases import Point as Point
-    from ktonum.compare import Comparison as Comparison
-    from ktonum.compare import compare as compare
+    from ktonum.comparison import Comparison as Comparison
+    from ktonum.comparison import compare as compare
     from ktonum.errors import GradcheckError as GradcheckError
     from ktonum.errors import InputError as InputError
     from ktonum.errors import KtonumError as KtonumError
@@ -34,7 +34,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Case": "cases",
     "CheckResult": "results",
-    "Comparison": "compare",
+    "Comparison": "comparison",
     "GradcheckError": "errors",
     "GradcheckResult": "gradcheck",
     "InputError": "errors",
@@ -48,8 +48,8 @@ _HOME = {
     "ToleranceError": "errors",
     "Verdict": "results",
     "assert_within": "tolerances",
-    "audit": "audit",
-    "compare": "compare",
+    "audit": "auditing",
+    "compare": "comparison",
     "gradcheck": "gradcheck",
 }
 

@@ -35,6 +35,7 @@ class Point:
         distribution: The input distribution's name, as the op's ``sample`` understands it.
         checks: Names of the checks to run here; empty means all that apply.
         dtypes: Dtype names to run here; empty means every dtype asked for.
+        devices: Device types to run here; empty means any. Production sizes are for GPUs.
     """
 
     dims: Mapping[str, int]
@@ -42,6 +43,7 @@ class Point:
     distribution: str = "normal"
     checks: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, size in self.dims.items():

@@ -33,8 +33,10 @@ __all__ = [
 #: Two-sided quantiles of Student's t at a risk of 1e-6, for 1, 2, ... degrees of freedom: how far an estimate may lie
 #: from the truth, in standard deviations estimated from so few residuals.
 STUDENT = (636600.0, 1000.0, 130.2, 49.46, 28.48, 20.05, 15.77, 13.26, 11.64, 10.52)
-#: The same for a noise level that is known beforehand: 5 deviations of a normal law (risk 6e-7), and room for
-#: functions that round a few times instead of once.
+#: Fewest surplus steps of a fit. One alone agrees by accident too often when the noise takes few distinct values.
+FEWEST_FREEDOM = 2
+#: The same as `STUDENT` for a noise level that is known beforehand: 5 deviations of a normal law (risk 6e-7), and
+#: room for functions that round a few times instead of once.
 KNOWN_NOISE = 8.0
 #: Most terms a1 h ... a7 h^7 fitted; more would need steps that the noise forbids.
 MOST_TERMS = 4
@@ -136,39 +138,40 @@ def extrapolate(differences: Sequence[HalfDifference], *, noise_floor: float) ->
     """The derivative at 0 with the smallest error bar that the differences support.
 
     Every run of neighbouring steps that ends at the smallest is fitted with every number of terms that leaves at
-    least one degree of freedom. Large steps are dropped when they leave the smooth neighbourhood; small steps stay,
-    for they cannot hurt a least-squares fit of equal noise, and they show that noise.
+    least `FEWEST_FREEDOM` degrees of freedom. Large steps are dropped when they leave the smooth neighbourhood; small
+    steps stay, for they cannot hurt a least-squares fit of equal noise, and they show that noise.
 
     Args:
-        differences: At least two, with distinct steps, in any order; unusable ones are dropped.
+        differences: At least three, with distinct steps, in any order; unusable ones are dropped.
         noise_floor: The least standard deviation that a half difference can have, in the function's own unit.
     """
     usable = sorted((d for d in differences if d.usable), key=lambda d: -d.step)
     best = DerivativeEstimate(math.nan, math.inf, math.inf, math.inf, math.inf, math.nan, 0, 0, len(usable))
-    for start in range(len(usable) - 1):
-        window = usable[start:]
-        fits = [fit_odd(window, terms) for terms in range(1, min(MOST_TERMS + 1, len(window)) + 1)]
-        # Rounding of the largest value inside the fit itself.
-        floor = max(noise_floor, 2.0**-53 * max(abs(d.odd) for d in window))
-        for terms in range(1, len(fits)):
-            (value, unit_error, residual), (higher, _, _) = fits[terms - 1], fits[terms]
-            freedom = len(window) - terms
-            deviation = math.sqrt(residual / freedom)
-            noise_part = max(student_factor(freedom) * deviation, KNOWN_NOISE * floor) * unit_error
-            truncation = abs(value - higher)
-            if truncation + noise_part < best.error_bar:
-                best = DerivativeEstimate(
-                    value,
-                    truncation + noise_part,
-                    truncation,
-                    noise_part,
-                    max(deviation, floor),
-                    window[0].step,
-                    terms,
-                    freedom,
-                    len(usable),
-                )
+    finer: list[DerivativeEstimate] = []
+    for start in reversed(range(len(usable) - FEWEST_FREEDOM)):
+        fits = _fits(usable[start:], noise_floor, len(usable))
+        # An oscillation that coarse steps jump over looks like noise to them; finer steps that resolve it win.
+        settled = [e for e in fits if all(abs(e.value - f.value) <= e.error_bar + f.error_bar for f in finer)]
+        best = min([best, *settled], key=lambda e: e.error_bar)
+        finer.append(min(fits, key=lambda e: e.error_bar))
     return best
+
+
+def _fits(window: Sequence[HalfDifference], noise_floor: float, levels: int) -> list[DerivativeEstimate]:
+    """Estimates from one window (largest step first), with 1, 2, ... Taylor terms."""
+    fits = [fit_odd(window, terms) for terms in range(1, min(MOST_TERMS + 1, len(window)) + 1)]
+    # Rounding of the largest value inside the fit itself.
+    floor = max(noise_floor, 2.0**-53 * max(abs(d.odd) for d in window))
+    estimates = []
+    for terms in range(1, min(len(fits), len(window) - FEWEST_FREEDOM + 1)):
+        (value, unit_error, residual), (higher, _, _) = fits[terms - 1], fits[terms]
+        freedom = len(window) - terms
+        deviation = math.sqrt(residual / freedom)
+        noise_part = max(student_factor(freedom) * deviation, KNOWN_NOISE * floor) * unit_error
+        truncation = abs(value - higher)
+        bar, noise, top = truncation + noise_part, max(deviation, floor), window[0].step
+        estimates.append(DerivativeEstimate(value, bar, truncation, noise_part, noise, top, terms, freedom, levels))
+    return estimates
 
 
 def next_step(

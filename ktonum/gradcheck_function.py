@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ import torch
 from ktonum.errors import CandidateError, InputError
 
 __all__ = ["CheckedFunction", "Contraction", "carries_float32_only", "first_bad_element", "seeded_signs"]
+
+#: Outputs of more elements are not searched for quanta: the rounding of so many elements averages into plain noise.
+FEW = 4096
 
 Directions = Mapping[int, torch.Tensor]
 
@@ -140,6 +143,14 @@ class CheckedFunction:
         )
 
 
+def lowest_bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The value of each float64 element's last set bit; infinity for 0: every value so far is a multiple of it."""
+    mantissa, exponent = torch.frexp(tensor)
+    whole = (mantissa * 2.0**53).to(torch.int64)
+    bits = torch.ldexp((whole & -whole).double(), exponent - 53)
+    return torch.where(tensor == 0.0, torch.inf, bits)
+
+
 @dataclass
 class Contraction:
     """All checked outputs as one number, ``s = sum_k <u_k, f_k(x)>``.
@@ -150,6 +161,7 @@ class Contraction:
         cotangents: One float64 ``u_k`` for each.
         base: The outputs at x, float64.
         size: Root sum of squares of ``u_k f_k``, the largest met so far: the scale of rounding in s.
+        quanta: For each output of at most `FEW` elements, what all differences seen are multiples of, by element.
     """
 
     function: CheckedFunction
@@ -157,6 +169,19 @@ class Contraction:
     cotangents: tuple[torch.Tensor, ...]
     base: tuple[torch.Tensor, ...]
     size: float = 0.0
+    quanta: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def granularity(self) -> float:
+        """Root sum of squares of ``u_k`` times the quantum of f_k.
+
+        A function whose last operation rounds coarsely (float32, or cancellation of large terms) moves in jumps of
+        one quantum. At steps below it the differences repeat exactly, so no residual shows the rounding.
+        """
+        squares = [
+            float((self.cotangents[k] * torch.where(q.isinf(), 0.0, q)).square().sum()) for k, q in self.quanta.items()
+        ]
+        return math.sqrt(math.fsum(squares))
 
     def outputs_at(self, directions: Directions, step: float) -> tuple[torch.Tensor, ...]:
         """The chosen outputs at ``x + step * direction`` in float64.
@@ -166,11 +191,15 @@ class Contraction:
         """
         outputs = self.function.at(directions, step)
         if len(outputs) <= max(self.chosen):
-            raise CandidateError(f"fn returned {len(outputs)} floating outputs without gradients recorded, fewer than with")
+            raise CandidateError(
+                f"fn returned {len(outputs)} floating outputs without gradients recorded, fewer than with"
+            )
         chosen = tuple(outputs[k].double() for k in self.chosen)
         for k, got, base in zip(self.chosen, chosen, self.base, strict=True):
             if got.shape != base.shape:
-                raise CandidateError(f"fn's output {k} changed its shape from {tuple(base.shape)} to {tuple(got.shape)}")
+                raise CandidateError(
+                    f"fn's output {k} changed its shape from {tuple(base.shape)} to {tuple(got.shape)}"
+                )
         return chosen
 
     def measure(self, outputs: Sequence[torch.Tensor]) -> float:
@@ -189,6 +218,10 @@ class Contraction:
         ahead, behind = self.outputs_at(directions, step), self.outputs_at(directions, -step)
         if not math.isfinite(self.measure(ahead) + self.measure(behind)):
             return math.nan, math.nan
+        for k, (a, b) in enumerate(zip(ahead, behind, strict=True)):
+            if a.numel() <= FEW:
+                bits = lowest_bits(a - b)
+                self.quanta[k] = torch.minimum(self.quanta.get(k, bits), bits)
         odd = [float((u * (a - b)).sum()) for u, a, b in zip(self.cotangents, ahead, behind, strict=True)]
         bend = [
             float((u * (a + b - 2.0 * f)).abs().sum())

@@ -87,7 +87,8 @@ class CheckResult:
         measurements: All that was measured; the worst is `worst`.
         power: What the check would have caught here.
         reason: Why the verdict is not PASS, in a sentence; may carry a remark for PASS.
-        standard: ``precise`` or ``eager``.
+        standard: The standard that decided, ``precise`` or ``eager``.
+        meets: The standards under which every measurement is within its bound.
         seconds: Wall time spent; information only, no verdict depends on it.
         details: Further text for a reader, e.g. a candidate's traceback.
     """
@@ -99,6 +100,7 @@ class CheckResult:
     power: tuple[Power, ...] = ()
     reason: str = ""
     standard: str = "precise"
+    meets: tuple[str, ...] = ()
     seconds: float = 0.0
     details: str = ""
 
@@ -134,6 +136,7 @@ class CheckResult:
         fields["power"] = tuple(
             Power(p["defect"], None if p["size"] is None else float(p["size"])) for p in fields.get("power", ())
         )
+        fields["meets"] = tuple(fields.get("meets", ()))
         return cls(**fields)
 
 

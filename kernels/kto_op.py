@@ -1,0 +1,187 @@
+"""The op under audit: KTO losses with the interface of Liger-Kernel's ``LigerFusedLinearKTOLoss``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ktonum.cases import Point
+from ktonum.errors import CandidateError, UsageError
+from ktonum.kernels.error_model import kto_error_model
+from ktonum.kernels.formula import METRICS, KTOConfig
+from ktonum.kernels.kto_laws import KTO_LAWS
+from ktonum.kernels.reference import reference_kto_loss
+from ktonum.kernels.validation import KTOInputs
+from ktonum.op import Op
+from ktonum.sampling import Draw
+
+__all__ = ["OP"]
+
+_CONFIG = {f.name: f.default for f in fields(KTOConfig)}
+# Names of the tensors in Liger-Kernel's forward, where they differ from ours.
+_LIGER_NAMES = {"input": "_input", "weight": "lin_weight"}
+
+
+def _sample(draw: Draw) -> dict[str, Any]:
+    """Inputs of realistic scale: logits of standard deviation 1.5, a reference model near the policy.
+
+    Parameters that only shape the inputs: ``with_bias``; ``reference_from`` (``model``, ``logps`` or ``none``);
+    ``kl_from`` (``none``, ``given`` or ``sequences``); ``masked``, the largest share of a sequence that is prompt.
+    """
+    B, T, H, V = (draw.dims[k] for k in "BTHV")
+    p = draw.parameters
+
+    def head(hidden: Tensor, noise: float) -> Tensor:
+        return (hidden.float() + noise * draw.normal(*hidden.shape).float()).to(draw.dtype)
+
+    def targets(batch: int) -> Tensor:
+        target = draw.integers(batch, T, high=V)
+        prompt = (draw.uniform(batch, 1, high=p.get("masked", 0.3)).float() * T).long()
+        return torch.where(torch.arange(T, device=draw.device) < prompt, p.get("ignore_index", -100), target)
+
+    inputs: dict[str, Any] = {
+        "input": draw.normal(B, T, H),
+        "weight": draw.normal(V, H, scale=1.5 * H**-0.5),
+        "target": targets(B),
+        "preference_labels": draw.booleans(B),
+    }
+    if p.get("with_bias", False):
+        inputs["bias"] = draw.normal(V, scale=0.5)
+    reference, kl = p.get("reference_from", "model"), p.get("kl_from", "none")
+    if reference == "model":
+        inputs["ref_input"] = head(inputs["input"], 0.1)
+        inputs["ref_weight"] = head(inputs["weight"], 0.1 * H**-0.5)
+        if "bias" in inputs:
+            inputs["ref_bias"] = head(inputs["bias"], 0.1)
+    elif reference == "logps":
+        # Near what a model with logits of standard deviation 1.5 gives: −log V − 1.5²/2 a token.
+        inputs["ref_logps"] = draw.normal(B, scale=0.3) - draw.uniform(B, low=0.9, high=1.1) * (
+            (torch.tensor(float(V)).log().item() + 1.1) * (1 if p.get("average_log_prob") else T)
+        )
+    if kl == "given":
+        inputs["kl"] = draw.uniform(B, high=2.0)
+    elif kl == "sequences":
+        inputs["kl_input"], inputs["kl_target"] = draw.normal(B, T, H), targets(B)
+        if reference == "model":
+            inputs["kl_ref_input"] = head(inputs["kl_input"], 0.1)
+        elif reference == "logps":
+            inputs["kl_ref_logps"] = inputs["ref_logps"].clone()
+    return inputs
+
+
+def _config(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in parameters.items() if k in _CONFIG}
+
+
+def _named(returned: Any) -> dict[str, Tensor | None]:
+    """The outputs by name, from (loss, (six metrics)).
+
+    Raises:
+        CandidateError: The result has another structure.
+    """
+    try:
+        loss, metrics = returned
+        named = dict(zip(METRICS, metrics, strict=True))
+    except (TypeError, ValueError) as error:
+        raise CandidateError(
+            f"returned {type(returned).__name__}: a KTO loss returns (loss, ({', '.join(METRICS)}))"
+        ) from error
+    # Only the loss is differentiated; what an implementation leaves attached to a metric is not its contract.
+    return {"loss": loss, **{k: None if v is None else v.detach() for k, v in named.items()}}
+
+
+def _reference(*, input: Tensor, **rest: Any) -> dict[str, Tensor | None]:
+    names = {f.name for f in fields(KTOInputs)}
+    tensors = {k: v for k, v in rest.items() if k in names}
+    return _named(reference_kto_loss(KTOInputs(input=input, **tensors), KTOConfig(**_config(rest))))
+
+
+def _adapt(candidate: Any, parameters: Mapping[str, Any]) -> Callable[..., dict[str, Tensor | None]]:
+    """A class with Liger's constructor and forward as a function of the inputs.
+
+    ``compiled=False`` is passed where the constructor knows it: what is audited is the loss, not torch.compile, which
+    takes longer than the audit.
+    """
+    if not callable(candidate):
+        raise UsageError(f"the candidate is a {type(candidate).__name__}: name a class like LigerFusedLinearKTOLoss")
+    constructor = inspect.signature(candidate).parameters
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in constructor.values())
+    config = _config(parameters)
+    lacking = [k for k, v in config.items() if k not in constructor and not open_ended and v != _CONFIG[k]]
+    if lacking:
+        raise UsageError(f"its constructor takes no {', '.join(lacking)}")
+    arguments = {k: v for k, v in config.items() if k in constructor or open_ended}
+    if "compiled" in constructor:
+        arguments["compiled"] = False
+
+    def run(**inputs: Any) -> dict[str, Tensor | None]:
+        loss = candidate(**arguments, use_ref_model=bool({"ref_input", "ref_logps"} & set(inputs)))
+        accepted = inspect.signature(loss.forward).parameters
+        named = {_LIGER_NAMES.get(k, k): v for k, v in inputs.items()}
+        open_call = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
+        missing = [k for k in named if k not in accepted and not open_call]
+        if missing:
+            raise UsageError(f"its forward takes no {', '.join(missing)}")
+        return _named(loss(**named))
+
+    return run
+
+
+_PRODUCTION = ("forward", "gradients", "determinism")
+_QUICK = (
+    # Several tiles along every dimension, none of them whole.
+    Point({"B": 3, "T": 65, "H": 264, "V": 600}),
+    Point(
+        {"B": 4, "T": 23, "H": 40, "V": 331},
+        {"with_bias": True, "kl_from": "sequences", "beta": 0.3, "desirable_weight": 1.3, "undesirable_weight": 0.7},
+    ),
+    Point(
+        {"B": 2, "T": 17, "H": 17, "V": 129},
+        {
+            "loss_type": "apo_zero_unpaired",
+            "reduction": "sum",
+            "average_log_prob": True,
+            "reference_from": "logps",
+            "with_bias": True,
+            "ignore_index": 5,
+        },
+    ),
+    Point({"B": 5, "T": 9, "H": 48, "V": 37}, {"reduction": "none", "kl_from": "given", "reference_from": "none", "beta": 0.05}),
+)
+
+OP = Op(
+    name="kto",
+    candidate="ktonum.kernels.loss:FusedLinearKTOLoss",
+    candidates={
+        "ktonum": "ktonum.kernels.loss:FusedLinearKTOLoss",
+        "liger": "liger_kernel.chunked_loss:LigerFusedLinearKTOLoss",
+        "trl": "ktonum.kernels.trl_candidate:TRLKTOLoss",
+        "torch": "ktonum.kernels.reference:ReferenceKTOLoss",
+    },
+    reference=_reference,
+    sample=_sample,
+    dims={
+        "quick": _QUICK,
+        "full": (
+            *_QUICK,
+            Point({"B": 1, "T": 1, "H": 1, "V": 1}),
+            Point({"B": 2, "T": 128, "H": 256, "V": 512}, {"with_bias": True}),
+            Point({"B": 2, "T": 129, "H": 257, "V": 1025}, {"average_log_prob": True, "masked": 1.0}),
+            Point({"B": 4, "T": 256, "H": 1024, "V": 32000}, {"kl_from": "sequences"}, devices=("cuda",)),
+            *(
+                Point(dims, {"masked": 0.0}, checks=_PRODUCTION, dtypes=("bf16", "fp16", "fp32"), devices=("cuda",))
+                for V in (128_256, 151_936)
+                for dims in ({"B": 8, "T": 1024, "H": 4096, "V": V}, {"B": 2, "T": 8192, "H": 4096, "V": V})
+            ),
+        ),
+    },
+    laws=KTO_LAWS,
+    differentiable=("input", "weight", "bias"),
+    error_model=kto_error_model,
+    adapt=_adapt,
+)

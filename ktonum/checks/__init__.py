@@ -1,0 +1,47 @@
+"""The checks: one property a file. This registry is the only place that knows them all."""
+
+from __future__ import annotations
+
+from ktonum.cases import Case
+from ktonum.checks import (
+    determinism,
+    finite_differences,
+    forward,
+    gradients,
+    linearity,
+    strided,
+    unmodified,
+    written,
+)
+from ktonum.checks.check import Check, Inapplicable
+from ktonum.checks.law import law_check
+from ktonum.errors import UsageError
+from ktonum.op import Op
+
+__all__ = ["CHECKS", "Check", "Inapplicable", "checks_for"]
+
+#: Checks that any op gets, in the order they are reported.
+CHECKS: tuple[Check, ...] = (
+    forward.CHECK,
+    gradients.CHECK,
+    finite_differences.CHECK,
+    linearity.CHECK,
+    determinism.CHECK,
+    unmodified.CHECK,
+    written.CHECK,
+    strided.CHECK,
+)
+
+
+def checks_for(op: Op, case: Case) -> tuple[Check, ...]:
+    """The checks to run on a case: all that apply, or those its point names.
+
+    Raises:
+        UsageError: The point names a check that does not exist.
+    """
+    known = (*CHECKS, *(law_check(law) for law in op.laws))
+    asked = case.point.checks
+    unknown = set(asked) - {c.name for c in known}
+    if unknown:
+        raise UsageError(f"unknown check {', '.join(sorted(unknown))}: use {', '.join(c.name for c in known)}")
+    return tuple(c for c in known if c.applies(op, case) and (not asked or c.name in asked))

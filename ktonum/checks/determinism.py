@@ -1,0 +1,20 @@
+"""Two runs on the same inputs agree bit for bit."""
+
+from __future__ import annotations
+
+from ktonum.checks.check import Check
+from ktonum.context import CaseContext
+from ktonum.probe import Probe, equality_probe
+
+__all__ = ["CHECK"]
+
+
+def _probes(context: CaseContext) -> list[Probe]:
+    first, second = context.result.tensors(), context.evaluate().tensors()
+    return [
+        equality_probe(name, actual=second[name], expected=tensor, law="a second run is bitwise equal")
+        for name, tensor in first.items()
+    ]
+
+
+CHECK = Check("determinism", "two runs on the same inputs agree bit for bit", _probes)

@@ -1,0 +1,45 @@
+"""Float64 gradients against finite differences of the candidate itself: no reference is involved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ktonum.cases import Case, seed_of
+from ktonum.checks.check import Check, Inapplicable
+from ktonum.context import CaseContext
+from ktonum.evaluation import named_outputs
+from ktonum.gradcheck import gradcheck
+from ktonum.op import Op
+from ktonum.results import CheckResult
+
+__all__ = ["CHECK"]
+
+
+def _judge(context: CaseContext) -> CheckResult:
+    names = context.differentiable
+    if not context.upstream:
+        raise Inapplicable("the reference has no differentiable outputs")
+    candidate = context.candidate
+
+    def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+        outputs = named_outputs(candidate(**{**context.inputs, **dict(zip(names, tensors, strict=True))}))
+        return tuple(t for name in context.upstream if (t := outputs.get(name)) is not None)
+
+    leaves: list[Any] = [context.inputs[name].detach().requires_grad_() for name in names]
+    result = gradcheck(function, leaves, seed=seed_of(context.case.name) % 2**31, raise_exception=False)
+    return result.to_check_result(case=context.case.name, check="gradcheck", names=names)
+
+
+def _applies(op: Op, case: Case) -> bool:
+    return case.dtype == "fp64"
+
+
+CHECK = Check(
+    "gradcheck",
+    "float64 gradients agree with extrapolated finite differences of the candidate",
+    judge=_judge,
+    applies=_applies,
+)

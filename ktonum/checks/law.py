@@ -1,0 +1,41 @@
+"""The op's laws: equations between runs of the candidate."""
+
+from __future__ import annotations
+
+from ktonum.checks.check import Check, Inapplicable
+from ktonum.context import CaseContext
+from ktonum.op import Law
+from ktonum.probe import Probe, bounded_probe, equality_probe
+
+__all__ = ["law_check"]
+
+
+def law_check(law: Law) -> Check:
+    """The check that ``law`` holds, named ``law:NAME``."""
+
+    def probes(context: CaseContext) -> list[Probe]:
+        runs = law.variants(context.run)
+        if runs is None:
+            raise Inapplicable(f"the law '{law.name}' says nothing about this case")
+        expected = law.combine([context.evaluate(run) for run in runs], context.run).tensors()
+        actual = context.result.tensors()
+        made = []
+        for name, tensor in expected.items():
+            if name not in actual:
+                continue
+            if law.exact:
+                made.append(equality_probe(name, actual=actual[name], expected=tensor, law=f"law '{law.name}'"))
+            elif name in context.bounds("precise"):
+                made.append(
+                    bounded_probe(
+                        name,
+                        actual=actual[name],
+                        expected=tensor,
+                        bound=lambda s, n=name: context.bounds(s)[n],  # type: ignore[misc]
+                        # Each side of the equation may be off by its own bound.
+                        scale=2.0,
+                    )
+                )
+        return made
+
+    return Check(f"law:{law.name.replace(' ', '-')}", f"the law '{law.name}' holds between runs", probes)

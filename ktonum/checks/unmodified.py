@@ -1,0 +1,31 @@
+"""Forward and backward leave inputs and upstream gradients as they were."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ktonum.checks.check import Check
+from ktonum.context import CaseContext
+from ktonum.evaluation import Run
+from ktonum.probe import Probe, equality_probe
+
+__all__ = ["CHECK"]
+
+
+def _probes(context: CaseContext) -> list[Probe]:
+    before = {k: v for k, v in {**context.inputs, **_named_upstream(context.upstream)}.items() if isinstance(v, Tensor)}
+    given = {k: v.clone() if isinstance(v, Tensor) else v for k, v in context.inputs.items()}
+    upstream = {k: v.clone() for k, v in context.upstream.items()}
+    context.evaluate(Run(given, context.parameters, upstream))
+    after = {**given, **_named_upstream(upstream)}
+    return [
+        equality_probe(name, actual=after[name], expected=tensor, law="inputs are left as they were")
+        for name, tensor in before.items()
+    ]
+
+
+def _named_upstream(upstream: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"upstream_{name}": tensor for name, tensor in upstream.items()}
+
+
+CHECK = Check("unmodified", "inputs and upstream gradients are left as they were, bit for bit", _probes)

@@ -1,0 +1,53 @@
+"""Outputs and gradients are written in full: fresh memory is poisoned, and no poison comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.utils.deterministic
+
+from ktonum.checks.check import Check
+from ktonum.context import CaseContext
+from ktonum.probe import Probe, bounded_probe
+
+__all__ = ["CHECK", "poisoned_memory"]
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Within: ``torch.empty`` and its like return NaN, or the largest integer, instead of whatever lay there.
+
+    torch does so under deterministic algorithms, which are asked for with warnings only.
+    """
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+def _probes(context: CaseContext) -> list[Probe]:
+    with poisoned_memory():
+        actual = context.evaluate().tensors()
+    # Against the clean run: where that is wrong, `forward` and `gradients` say so.
+    return [
+        bounded_probe(
+            name,
+            actual=actual[name],
+            expected=expected,
+            bound=lambda s, n=name: context.bounds(s)[n],  # type: ignore[misc]
+            scale=2.0,
+        )
+        for name, expected in context.result.tensors().items()
+        if name in context.bounds("precise")
+    ]
+
+
+CHECK = Check("written", "outputs and gradients are written in full, whatever lay in fresh memory", _probes)

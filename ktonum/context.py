@@ -1,0 +1,188 @@
+"""One case with everything its checks need, computed once: inputs, oracle, plain run, candidate run, bounds."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ktonum.bounds import Arithmetic, ErrorBound, from_measured_error, unit_roundoff
+from ktonum.cases import Case, torch_dtype
+from ktonum.errors import CandidateError, KtonumError
+from ktonum.evaluation import Evaluation, Run, evaluate, named_outputs, upcast
+from ktonum.op import Op
+from ktonum.sampling import Draw
+
+__all__ = ["CaseContext"]
+
+# Plain float32 runs stand in for an analysis: their error, times this, is granted. Two correct implementations differ
+# by their order of summation, and a root mean square says nothing of the largest of many elements.
+_MEASURED_SCALE = 4.0
+
+
+class CaseContext:
+    """The lazily computed state of one case. Checks read it and never change it.
+
+    Attributes:
+        op: The op under audit.
+        case: The point, dtype and device.
+        device: The very device, e.g. ``cuda:1``.
+    """
+
+    def __init__(self, op: Op, case: Case, device: torch.device | None = None) -> None:
+        self.op = op
+        self.case = case
+        self.device = torch.device(case.device) if device is None else device
+        self._bounds: dict[str, dict[str, ErrorBound]] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype under audit."""
+        return torch_dtype(self.case.dtype)
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """The point's parameters."""
+        return self.case.point.parameters
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """The inputs by name, drawn from the case's seed."""
+        return self.op.sample(Draw.of(self.case, self.device))
+
+    @cached_property
+    def differentiable(self) -> tuple[str, ...]:
+        """Inputs that get gradients: those the op names, as far as this case has them, or every floating tensor."""
+        names = self.op.differentiable or tuple(
+            k for k, v in self.inputs.items() if isinstance(v, Tensor) and v.is_floating_point()
+        )
+        return tuple(n for n in names if isinstance(self.inputs.get(n), Tensor))
+
+    @cached_property
+    def upstream(self) -> dict[str, Tensor]:
+        """Signed upstream gradients for the outputs that the reference differentiates; never one.
+
+        An upstream gradient of one hides a backward that ignores it.
+        """
+        draw = Draw.of(self.case, self.device, purpose="upstream")
+        leaves = upcast(self.inputs, torch.float64)
+        for name in self.differentiable:
+            leaves[name] = leaves[name].detach().requires_grad_()
+        upstream = {}
+        for name, output in named_outputs(self._reference(**leaves)).items():
+            if output is not None and output.requires_grad:
+                size = draw.uniform(*output.shape, low=0.5, high=2.0).double()
+                upstream[name] = torch.where(draw.booleans(*output.shape), size, -size).to(self.dtype)
+        return upstream
+
+    @property
+    def run(self) -> Run:
+        """The case's own run."""
+        return Run(self.inputs, self.parameters, self.upstream)
+
+    def _reference(self, **inputs: Any) -> Any:
+        return self.op.reference(**inputs, **self.parameters)
+
+    @cached_property
+    def oracle(self) -> Evaluation:
+        """The reference in float64 on the very values the candidate sees."""
+        inputs = upcast(self.inputs, torch.float64)
+        return evaluate(self._reference, inputs, differentiable=self.differentiable, upstream=self.upstream)
+
+    @cached_property
+    def plain(self) -> Evaluation:
+        """The reference in the dtype under audit: what plain PyTorch makes of this case."""
+        return evaluate(self._reference, self.inputs, differentiable=self.differentiable, upstream=self.upstream)
+
+    @cached_property
+    def candidate(self) -> Callable[..., Any]:
+        """The candidate as a function of the inputs; `ktonum.errors.UsageError` where it lacks what the case needs."""
+        return self.op.bound_candidate(self.parameters)
+
+    def evaluate(self, run: Run | None = None) -> Evaluation:
+        """Run the candidate.
+
+        Raises:
+            CandidateError: It raised, with its traceback; or its result's structure is not the reference's.
+        """
+        run = self.run if run is None else run
+        candidate = self.candidate
+        try:
+            return evaluate(candidate, run.inputs, differentiable=self.differentiable, upstream=run.upstream)
+        except KtonumError:
+            raise
+        except Exception as error:  # whatever the candidate raises
+            raise CandidateError(f"raised {type(error).__name__}: {error}\n{traceback.format_exc()}") from error
+
+    @cached_property
+    def result(self) -> Evaluation:
+        """The candidate's run on the case as it is."""
+        return self.evaluate()
+
+    def expected(self) -> dict[str, Tensor]:
+        """The oracle's outputs and gradients by name, as far as the candidate has the outputs.
+
+        Raises:
+            CandidateError: The candidate lacks an output or a gradient that the reference has.
+        """
+        result = self.result
+        expected = self.oracle.tensors()
+        for name, gradient in self.oracle.gradients.items():
+            if gradient is not None and result.gradients.get(name) is None:
+                raise CandidateError(f"gave no gradient for {name!r}, and the reference's is not zero: autograd lost it")
+        for name, output in self.oracle.outputs.items():
+            if name not in result.outputs:
+                raise CandidateError(f"returned no {name!r}: it returned {', '.join(result.outputs)}")
+            mine = result.outputs[name]
+            if mine is not None and output is not None and mine.shape != output.shape:
+                raise CandidateError(f"{name!r} has shape {tuple(mine.shape)}: the reference's is {tuple(output.shape)}")
+        actual = result.tensors()
+        return {name: tensor for name, tensor in expected.items() if name in actual}
+
+    def bounds(self, standard: str) -> dict[str, ErrorBound]:
+        """Bounds by tensor name, gradients as ``grad_NAME``, under ``standard``."""
+        if standard not in self._bounds:
+            self._bounds[standard] = self._derive(standard)
+        return self._bounds[standard]
+
+    def _derive(self, standard: str) -> dict[str, ErrorBound]:
+        arithmetic = Arithmetic.of(standard, self.dtype, self.case.device)
+        derived: Mapping[str, tuple[Tensor, Tensor]] = {}
+        if self.op.error_model is not None:
+            derived = self.op.error_model(self.inputs, self.parameters, self.upstream, self.oracle, arithmetic)
+        finals = {name: t.dtype for name, t in self.plain.tensors().items()}
+        bounds = {}
+        for name, expected in self.oracle.tensors().items():
+            final = finals.get(name, self.dtype)
+            if name in derived:
+                bounds[name] = ErrorBound(*derived[name], final, f"rounding-error analysis, {standard}")
+            else:
+                bounds[name] = self._measured(name, expected, final, standard, arithmetic)
+        return bounds
+
+    def _measured(
+        self, name: str, expected: Tensor, final: torch.dtype, standard: str, arithmetic: Arithmetic
+    ) -> ErrorBound:
+        if standard == "eager":
+            stand_in, scale, words = self.plain, _MEASURED_SCALE, f"the reference in {self.case.dtype}"
+        else:
+            # Inputs are drawn in float32, so that a float32 run sees the values of any case exactly; its error scales
+            # with the unit roundoff.
+            stand_in = self._single
+            scale = _MEASURED_SCALE * unit_roundoff(arithmetic.accumulator) / unit_roundoff(torch.float32)
+            words = "the reference in float32"
+        actual = stand_in.tensors().get(name)
+        if actual is None:
+            actual = torch.full_like(expected, math.nan)
+        independent, coherent = from_measured_error(actual=actual, expected=expected, scale=scale)
+        return ErrorBound(independent, coherent, final, f"{_MEASURED_SCALE:g} × the error of {words}")
+
+    @cached_property
+    def _single(self) -> Evaluation:
+        inputs = upcast(self.inputs, torch.float32)
+        return evaluate(self._reference, inputs, differentiable=self.differentiable, upstream=self.upstream)

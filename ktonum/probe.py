@@ -1,0 +1,113 @@
+"""Probes: one tensor under audit and how it is measured. They measure and do not decide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ktonum.bounds import ErrorBound, confidence
+from ktonum.comparison import blocks
+from ktonum.results import Measurement
+
+__all__ = ["Probe", "bounded_probe", "equality_probe"]
+
+# Fewer elements than this have no error to average: the projection would repeat the norm.
+_ENOUGH_TO_AVERAGE = 64
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A tensor and the measurements that a check takes of it.
+
+    Attributes:
+        name: The tensor's name, e.g. ``grad_weight``.
+        actual: The tensor as the candidate made it; planted defects start from it.
+        measure: Measurements of such a tensor under a standard, by that standard's name.
+    """
+
+    name: str
+    actual: Tensor
+    measure: Callable[[Tensor, str], tuple[Measurement, ...]]
+
+
+def bounded_probe(
+    name: str, *, actual: Tensor, expected: Tensor, bound: Callable[[str], ErrorBound], scale: float = 1.0
+) -> Probe:
+    """Hold ``actual`` against ``expected`` by element, in norm and in projection.
+
+    Args:
+        name: The tensor's name.
+        actual: The candidate's tensor.
+        expected: What it should be, same shape; compared in float64.
+        bound: The bound under a standard.
+        scale: Multiplies the bound, e.g. 2 when ``expected`` is a run of the candidate itself.
+    """
+
+    def measure(tensor: Tensor, standard: str) -> tuple[Measurement, ...]:
+        return _measure(name, tensor, expected, bound(standard), scale)
+
+    return Probe(name, actual, measure)
+
+
+def _measure(name: str, actual: Tensor, expected: Tensor, bound: ErrorBound, scale: float) -> tuple[Measurement, ...]:
+    count = actual.numel()
+    by_element, single = confidence(count), confidence()
+    worst, worst_at = 0.0, 0
+    squares = products = norms = variance = coherent_squares = projected_variance = projected_coherent = 0.0
+    for start, (a, e, i, c) in blocks(actual, expected, bound.independent, bound.coherent):
+        e, i, c = e.double(), i.double(), c.double()
+        rounding = bound.final_rounding(e)
+        error = a.double() - e
+        tolerance = scale * (by_element * i + c + rounding)
+        # NaN compares false with everything: it must come out as the worst element, not be passed over. 0/0 is no error.
+        use = torch.where(error == 0, 0.0, (error.abs() / tolerance).nan_to_num(nan=math.inf, posinf=math.inf))
+        place = int(use.argmax()) if use.numel() else 0
+        if use.numel() and float(use[place]) > worst:
+            worst, worst_at = float(use[place]), start + place
+        amplitude = i.square() + rounding.square()
+        squares += float(error.square().sum())
+        products += float((error * e).sum())
+        norms += float(e.square().sum())
+        variance += float(amplitude.sum())
+        coherent_squares += float(c.square().sum())
+        projected_variance += float((amplitude * e.square()).sum())
+        projected_coherent += float((c * e.abs()).sum())
+    measurements = [Measurement(f"{name}/element", worst, 1.0, "bound", bound.source, _place(worst_at, actual.shape))]
+    if count > 1 and norms > 0.0:
+        norm = math.sqrt(norms)
+        granted = math.sqrt(variance * (1 + single**2 / count)) + math.sqrt(coherent_squares)
+        measurements.append(
+            Measurement(f"{name}/relative_norm", math.sqrt(squares) / norm, scale * granted / norm, "1", bound.source)
+        )
+    if count >= _ENOUGH_TO_AVERAGE and norms > 0.0:
+        granted = single * math.sqrt(projected_variance) + projected_coherent
+        measurements.append(
+            Measurement(f"{name}/signed_bias", abs(products) / norms, scale * granted / norms, "1", bound.source)
+        )
+    return tuple(measurements)
+
+
+def equality_probe(name: str, *, actual: Tensor, expected: Tensor, law: str) -> Probe:
+    """Every element of ``actual`` equals ``expected`` bit for bit (NaN equals NaN)."""
+
+    def measure(tensor: Tensor, standard: str) -> tuple[Measurement, ...]:
+        differing, first = 0, 0
+        for start, (a, e) in blocks(tensor, expected):
+            unequal = (a != e) & ~((a != a) & (e != e))
+            count = int(unequal.sum())
+            if count and not differing:
+                first = start + int(unequal.nonzero()[0])
+            differing += count
+        where = _place(first, tensor.shape) if differing else ""
+        return (Measurement(f"{name}/differing_elements", float(differing), 0.0, "elements", law, where),)
+
+    return Probe(name, actual, measure)
+
+
+def _place(flat: int, shape: torch.Size) -> str:
+    index = [int(i) for i in torch.unravel_index(torch.tensor(flat), shape)] if shape else []
+    return f"[{', '.join(map(str, index))}]"

@@ -1,0 +1,440 @@
+"""The Triton path's gradients against the reference in float64 on the very values."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from kto_inputs import (
+    DIFFERENTIABLE,
+    DIMS,
+    DTYPES,
+    Outcome,
+    Recipe,
+    draw,
+    given_names,
+    kernel_outcome,
+    mapped,
+    oracle_outcome,
+    tracked,
+)
+from kto_rounding import objections, spreads
+from torch import Tensor
+
+from ktonum.kernels import autograd, launch
+from ktonum.kernels.formula import KTOConfig
+from ktonum.kernels.loss import FusedLinearKTOLoss, KernelOptions, fused_linear_kto_loss
+from ktonum.kernels.validation import KTOInputs
+
+
+def hold_gradients(
+    inputs: KTOInputs, config: KTOConfig, upstream: Tensor | None = None, options: KernelOptions | None = None
+) -> Outcome:
+    """The gradients of the kernels are the oracle's within rounding, in the dtype and shape of what they belong to."""
+    actual = kernel_outcome(inputs, config, upstream=upstream, options=options)
+    expected = oracle_outcome(inputs, config, upstream=upstream)
+    spread = spreads(inputs, config, upstream)
+    assert actual.gradients.keys() == expected.gradients.keys()
+    for name, gradient in actual.gradients.items():
+        assert gradient.dtype == inputs.input.dtype
+        assert not (found := objections(gradient, expected.gradients[name], spread[name])), (name, found)
+    return actual
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dims", DIMS, ids=str)
+def test_every_size(dims: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+    hold_gradients(draw(Recipe(dims=dims, dtype=dtype, reference="model", kl="scalar"), device), KTOConfig())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("parameters", [
+    {"beta": 0.37, "desirable_weight": 1.3, "undesirable_weight": 0.7},
+    {"loss_type": "apo_zero_unpaired", "beta": 0.5, "undesirable_weight": 2.0},
+    {"reduction": "sum", "beta": -0.2},
+    {"reduction": "none"},
+    {"average_log_prob": True, "beta": 2.0},
+    {"average_log_prob": True, "reduction": "none", "desirable_weight": 0.0},
+], ids=str)
+def test_every_parameter(parameters: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
+    kl = "none" if "loss_type" in parameters else "sequences"
+    bias = "reduction" not in parameters
+    inputs = draw(Recipe(dims=(4, 6, 19, 41), dtype=dtype, reference="model", kl=kl, bias=bias, seed=2), device)
+    hold_gradients(inputs, KTOConfig(**parameters))
+
+
+@pytest.mark.parametrize("reference", ["none", "other model", "logps"])
+@pytest.mark.parametrize("kl", ["none", "(B,)", "sequences"])
+def test_every_reference_and_kl(reference: str, kl: str, device: torch.device) -> None:
+    inputs = draw(Recipe(dims=(4, 3, 19, 41), dtype=torch.float32, reference=reference, kl=kl, seed=1), device)
+    hold_gradients(inputs, KTOConfig(beta=0.3))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("upstream", [-1.0, 3.7, 1e-3, 128.0])
+def test_an_upstream_gradient_that_is_not_one(upstream: float, dtype: torch.dtype, device: torch.device) -> None:
+    inputs = draw(Recipe(dtype=dtype, reference="model"), device)
+    hold_gradients(inputs, KTOConfig(), torch.tensor(upstream, device=device))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_upstream_gradient_that_is_not_uniform(dtype: torch.dtype, device: torch.device) -> None:
+    inputs = draw(Recipe(dims=(4, 5, 19, 41), dtype=dtype, reference="model"), device)
+    upstream = torch.tensor([0.5, 0.0, -2.0, 3.0], device=device)
+    actual = hold_gradients(inputs, KTOConfig(reduction="none"), upstream)
+    assert not bool(actual.gradients["input"][1].any()), "a sequence whose loss does not count has no gradient"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_upstream_gradient_of_zero(dtype: torch.dtype, device: torch.device) -> None:
+    inputs = draw(Recipe(dtype=dtype), device)
+    actual = kernel_outcome(inputs, KTOConfig(), upstream=torch.tensor(0.0, device=device))
+    assert not any(bool(g.any()) for g in actual.gradients.values())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_an_all_masked_sequence_without_an_average_has_no_gradient(reduction: Any, device: torch.device) -> None:
+    """Its loss is NaN, or left out of the mean; either way no gradient is NaN."""
+    inputs = draw(Recipe(dims=(4, 5, 19, 41), reference="model"), device)
+    inputs.target[2] = -100
+    actual = hold_gradients(inputs, KTOConfig(average_log_prob=True, reduction=reduction))
+    assert all(bool(g.isfinite().all()) for g in actual.gradients.values())
+    assert not bool(actual.gradients["input"][2].any())
+
+
+def test_everything_masked(device: torch.device) -> None:
+    actual = kernel_outcome(draw(Recipe(masked=1.0), device), KTOConfig())
+    assert not any(bool(g.any()) for g in actual.gradients.values())
+
+
+def test_masked_tokens_have_exactly_no_gradient(device: torch.device) -> None:
+    inputs = draw(Recipe(masked=0.5, dtype=torch.bfloat16), device)
+    gradient = kernel_outcome(inputs, KTOConfig()).gradients["input"]
+    masked = inputs.target == -100
+    assert not bool(gradient[masked].any())
+    assert bool(gradient[~masked].any(-1).all())
+
+
+@pytest.mark.parametrize("desirable", [False, True])
+def test_a_batch_of_one_label(desirable: bool, device: torch.device) -> None:
+    inputs = draw(Recipe(dims=(3, 5, 19, 41), dtype=torch.float32, reference="model", kl="scalar"), device)
+    inputs.preference_labels.fill_(desirable)
+    hold_gradients(inputs, KTOConfig(undesirable_weight=1.5))
+
+
+class Work:
+    """Counts what a backward computes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: Counter[str] = Counter()
+        self.rows: set[int] = set()
+        self.bias_sums = 0
+        for module, name in (
+            (autograd, "add_product"),
+            (autograd, "write_product"),
+            (launch, "logit_gradients"),
+            (launch, "bias_partials"),
+        ):
+            monkeypatch.setattr(module, name, self.counted(name, getattr(module, name)))
+
+    def counted(self, name: str, genuine: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            self.calls[name] += 1
+            if name == "logit_gradients":
+                self.rows.add(arguments[0].shape[0])
+                self.bias_sums += named["bias_sums"] is not None
+            return genuine(*arguments, **named)
+
+        return call
+
+
+SUBSETS = [names for n in range(4) for names in itertools.combinations(DIFFERENTIABLE, n)]
+
+
+@pytest.mark.parametrize("names", SUBSETS, ids=lambda names: "+".join(names) or "nothing")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_only_what_is_asked_for_is_computed(
+    names: tuple[str, ...], dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = draw(Recipe(dims=(3, 6, 19, 41), dtype=dtype, reference="model", kl="sequences"), device)
+    everything = kernel_outcome(inputs, KTOConfig()).gradients
+    work = Work(monkeypatch)
+    found = kernel_outcome(inputs, KTOConfig(), names=names).gradients
+    assert found.keys() == set(names)
+    assert all(torch.equal(g, everything[n]) for n, g in found.items())
+    assert work.calls["add_product"] == ("input" in names)
+    assert work.calls["write_product"] == ("weight" in names)
+    assert work.bias_sums == work.calls["bias_partials"] == ("bias" in names)
+    assert work.calls["logit_gradients"] == bool(names)
+
+
+def test_the_reference_and_kl_tensors_get_no_gradient(device: torch.device) -> None:
+    for reference in ("model", "logps"):
+        inputs = draw(Recipe(reference=reference, kl="sequences"), device)
+        floating = [n for n in given_names(inputs) if getattr(inputs, n).is_floating_point()]
+        inputs = tracked(inputs, floating)
+        loss, _ = fused_linear_kto_loss(inputs)
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert {n for n in floating if getattr(inputs, n).grad is not None} == set(DIFFERENTIABLE)
+
+
+def test_masked_tokens_cost_no_backward_work(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = draw(Recipe(dims=(4, 10, 7, 11), masked=0.5), device)
+    work = Work(monkeypatch)
+    kernel_outcome(inputs, KTOConfig())
+    assert work.rows == {int((inputs.target != -100).sum())}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_slabs_are_one_slab(dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = draw(Recipe(dims=(3, 7, 20, 513), dtype=dtype), device)
+    hold_gradients(inputs, KTOConfig())
+    work = Work(monkeypatch)
+    hold_gradients(inputs, KTOConfig(), options=KernelOptions(workspace=1))
+    assert work.calls["logit_gradients"] == 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_twice_is_bitwise_the_same(dtype: torch.dtype, device: torch.device) -> None:
+    inputs = draw(Recipe(dims=(2, 70, 9, 300), dtype=dtype, reference="model", kl="sequences"), device)
+    first, second = (kernel_outcome(inputs, KTOConfig()).gradients for _ in range(2))
+    assert all(torch.equal(first[n], second[n]) for n in DIFFERENTIABLE)
+
+
+def test_inputs_are_left_unmodified(device: torch.device) -> None:
+    inputs = tracked(draw(Recipe(dtype=torch.float16, reference="model", kl="sequences"), device))
+    before = mapped(inputs, lambda t: t.detach().clone()).tensors()
+    versions = {n: t._version for n, t in inputs.tensors().items()}
+    loss, _ = fused_linear_kto_loss(inputs)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for name, tensor in inputs.tensors().items():
+        assert torch.equal(tensor.detach(), before[name])
+        assert tensor._version == versions[name]
+
+
+def every_other(tensor: Tensor) -> Tensor:
+    """The same values at a stride of two in every dimension, NaN in between."""
+    if not tensor.is_floating_point():
+        filler = torch.full([2 * s for s in tensor.shape], True if tensor.dtype == torch.bool else 10**6)
+        wide = filler.to(tensor.dtype).to(tensor.device)
+    else:
+        wide = tensor.new_full([2 * s for s in tensor.shape], torch.nan)
+    view = wide[tuple(slice(1, None, 2) for _ in tensor.shape)]
+    view.copy_(tensor.detach())
+    return view
+
+
+def reversed_layout(tensor: Tensor) -> Tensor:
+    """The same values with the first dimension innermost: a transposed weight, hidden states by hidden unit."""
+    order = list(reversed(range(tensor.dim())))
+    return tensor.detach().permute(order).contiguous().permute(order)
+
+
+def offset(tensor: Tensor) -> Tensor:
+    """The same values one element into a storage, where no vector load is aligned."""
+    storage = tensor.new_empty(tensor.numel() + 1)
+    return storage[1:].view(tensor.shape).copy_(tensor.detach())
+
+
+@pytest.mark.parametrize("layout", [every_other, reversed_layout, offset])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_any_strides(layout: Callable[[Tensor], Tensor], dtype: torch.dtype, device: torch.device) -> None:
+    recipe = Recipe(dims=(3, 5, 37, 300), dtype=dtype, reference="model", kl="sequences")
+    plain = draw(recipe, device)
+    strided = mapped(plain, lambda t: layout(t) if t.dim() else t)
+    assert strided.input.storage_offset() or not strided.input.is_contiguous()
+    expected = kernel_outcome(plain, KTOConfig(), names=())
+    assert not objections(kernel_outcome(strided, KTOConfig(), names=()).loss, expected.loss, spreads(plain, KTOConfig())["loss"])
+    hold_gradients(strided, KTOConfig())
+
+
+def test_expanded_inputs(device: torch.device) -> None:
+    """Strides of 0: one sequence for the whole batch, one bias for the whole vocabulary."""
+    inputs = draw(Recipe(dims=(3, 5, 19, 41)), device)
+    assert inputs.bias is not None
+    one, bias = inputs.input[:1].clone().requires_grad_(), inputs.bias[:1].clone().requires_grad_()
+    expanded = replace(inputs, input=one.expand(3, -1, -1), bias=bias.expand(41))
+    loss, _ = fused_linear_kto_loss(expanded)
+    found = torch.autograd.grad(loss, (one, bias))
+    config = KTOConfig()
+    expected, spread = oracle_outcome(expanded, config), spreads(expanded, config)
+    # Autograd sums an expanded tensor's gradient: the spreads of its terms add up in the square.
+    for gradient, name in zip(found, ("input", "bias"), strict=True):
+        total = expected.gradients[name].sum(0, keepdim=True)
+        # The sum rounds as well, once for each of its terms at most.
+        size = expected.gradients[name].abs().sum(0, keepdim=True)
+        terms = expected.gradients[name].shape[0]
+        bound = (spread[name].square().sum(0, keepdim=True) + terms * (2.0**-53 * size) ** 2).sqrt()
+        assert not objections(gradient, total, bound), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_is_an_explicit_cast(dtype: torch.dtype, device: torch.device) -> None:
+    leaves = tracked(draw(Recipe(dtype=torch.float32, reference="model", kl="sequences"), device))
+    with torch.autocast(device.type, dtype):
+        loss, _ = fused_linear_kto_loss(leaves)
+    found = torch.autograd.grad(loss, [getattr(leaves, n) for n in DIFFERENTIABLE])
+    low = mapped(leaves, lambda t: t.detach().to(dtype) if t.is_floating_point() else t)
+    expected = kernel_outcome(low, KTOConfig())
+    assert torch.equal(loss, expected.loss)
+    for gradient, name in zip(found, DIFFERENTIABLE, strict=True):
+        assert gradient.dtype == torch.float32
+        assert torch.equal(gradient, expected.gradients[name].float()), name
+
+
+def test_autocast_leaves_float64_alone(device: torch.device) -> None:
+    inputs = draw(Recipe(reference="model"), device)
+    expected = kernel_outcome(inputs, KTOConfig())
+    with torch.autocast(device.type, torch.bfloat16):
+        actual = kernel_outcome(inputs, KTOConfig())
+    assert torch.equal(actual.loss, expected.loss)
+    assert all(torch.equal(actual.gradients[n], expected.gradients[n]) for n in DIFFERENTIABLE)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"reduction": "none", "average_log_prob": True, "loss_type": "kto"}], ids=str)
+def test_compiled_in_one_graph(parameters: dict[str, Any], device: torch.device) -> None:
+    inputs = draw(Recipe(dtype=torch.float32, reference="model", kl="sequences"), device)
+    module = FusedLinearKTOLoss(use_ref_model=True, **parameters)
+
+    def step(leaves: KTOInputs) -> Tensor:
+        loss, metrics = module(
+            leaves.input * 1.5,
+            leaves.weight,
+            leaves.target,
+            leaves.bias,
+            leaves.preference_labels,
+            ref_input=leaves.ref_input,
+            ref_weight=leaves.ref_weight,
+            ref_bias=leaves.ref_bias,
+            kl_input=leaves.kl_input,
+            kl_target=leaves.kl_target,
+            kl_ref_input=leaves.kl_ref_input,
+        )
+        return torch.cat([2.0 * loss.flatten(), torch.stack(metrics)])
+
+    results = []
+    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        leaves = tracked(inputs)
+        value = function(leaves)
+        gradients = torch.autograd.grad(value.sum(), [getattr(leaves, n) for n in DIFFERENTIABLE])
+        results.append((value, *gradients))
+    assert all(torch.equal(eager, compiled) for eager, compiled in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("names", [("input",), ("weight", "bias"), DIFFERENTIABLE], ids="+".join)
+def test_the_custom_operators_are_registered_rightly(names: tuple[str, ...], device: torch.device) -> None:
+    """Schema, fake implementation, autograd and compilation of each operator agree with what it does."""
+    inputs = tracked(draw(Recipe(dims=(2, 3, 7, 11)), device), names)
+    arguments = (inputs.input, inputs.weight, inputs.bias, inputs.target, -100, False, True, False, True, 2**20)
+    call = (*arguments, "input weight bias target")
+    # `test_aot_dispatch_dynamic` would feed outputs that are not differentiable with gradients; compilation is above.
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.ktonum.sequence_logps.default, call, test_utils=tests)
+
+
+def test_a_second_derivative_is_refused_clearly(device: torch.device) -> None:
+    inputs = tracked(draw(Recipe(), device))
+    loss, _ = fused_linear_kto_loss(inputs)
+    (gradient,) = torch.autograd.grad(loss, inputs.input, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative.*use.*ReferenceKTOLoss"):
+        gradient.sum().backward()
+
+
+def tiny_probabilities(device: torch.device) -> KTOInputs:
+    """511 classes of probability 2.5e-8 each, whose gradients add up to 0.013: in float16 each would be 0."""
+    vocabulary = 512
+    weight = torch.zeros(vocabulary, 2, dtype=torch.float16, device=device)
+    weight[1:, 0], weight[1:, 1] = -17.5, 1000.0
+    return KTOInputs(
+        input=torch.tensor([[[1.0, 0.0]]], dtype=torch.float16, device=device),
+        weight=weight,
+        target=torch.zeros(1, 1, dtype=torch.int64, device=device),
+        preference_labels=torch.ones(1, dtype=torch.bool, device=device),
+    )
+
+
+def tiny_coefficients(device: torch.device) -> KTOInputs:
+    """A loss whose share in each log-probability is 1e-7, where float16 has but one digit, on large hidden states."""
+    inputs = draw(Recipe(dims=(2, 6, 16, 41), dtype=torch.float16, masked=0.0), device)
+    with torch.no_grad():
+        inputs.input.mul_(2.0**11)
+        inputs.weight.mul_(2.0**-11)
+    return inputs
+
+
+def test_probabilities_that_float16_cannot_hold(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, config = tiny_probabilities(device), KTOConfig(beta=4.0)
+    actual = hold_gradients(inputs, config)
+    assert 0.01 < abs(float(actual.gradients["input"][0, 0, 1])) < 0.02
+    # And the comparison sees it where they are stored as they are.
+    monkeypatch.setattr(launch, "slab_scale", lambda dtype: 1.0)
+    naive = kernel_outcome(inputs, config)
+    expected, spread = oracle_outcome(inputs, config), spreads(inputs, config)
+    assert objections(naive.gradients["input"], expected.gradients["input"], spread["input"])
+
+
+def test_coefficients_that_float16_cannot_hold(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, config = tiny_coefficients(device), KTOConfig(beta=8e-7)
+    hold_gradients(inputs, config)
+
+    def naive(x: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        rounded = x * coefficients.to(x.dtype).unsqueeze(1)
+        return rounded, torch.tensor(1.0 / launch.slab_scale(x.dtype), device=x.device)
+
+    monkeypatch.setattr(autograd, "_weighted", naive)
+    found = kernel_outcome(inputs, config)
+    expected, spread = oracle_outcome(inputs, config), spreads(inputs, config)
+    assert objections(found.gradients["weight"], expected.gradients["weight"], spread["weight"])
+
+
+#: The least relative error of a whole gradient that the comparison has to notice.
+SCALE_FAULTS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_the_comparison_flags_planted_faults(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    inputs = draw(Recipe(dims=(4, 9, 37, 127), dtype=dtype, reference="model", kl="scalar"), device)
+    config = KTOConfig()
+    right, expected, spread = (
+        kernel_outcome(inputs, config).gradients[name].double(),
+        oracle_outcome(inputs, config).gradients[name],
+        spreads(inputs, config)[name],
+    )
+    fault = SCALE_FAULTS[dtype]
+    assert not objections(right, expected, spread)
+    assert objections(right * (1 + fault), expected, spread)
+    assert objections(right * (1 - fault), expected, spread)
+    assert objections(torch.zeros_like(right), expected, spread)
+    assert objections(right[None], expected, spread)
+    # One element off, by 20 times what all of them may be off, and one that was never written.
+    at = int(right.flatten().abs().argmax())
+    for wrong in (right.flatten()[at] * (1 + 20 * fault), torch.tensor(0.0), torch.tensor(torch.nan)):
+        planted = right.flatten().clone()
+        planted[at] = wrong
+        assert objections(planted.view(right.shape), expected, spread)
+
+
+@pytest.mark.parametrize("fault", ["the last row", "the last column", "the target's one"])
+def test_planted_kernel_faults_are_flagged(fault: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mistakes a kernel could make, rather than noise: even in bfloat16, the coarsest, they stand out."""
+    inputs, config = draw(Recipe(dims=(4, 9, 37, 257), dtype=torch.bfloat16, reference="model"), device), KTOConfig()
+    genuine = launch.logit_gradients
+
+    def faulty(x: Tensor, w: Tensor, b: Tensor | None, y: Tensor, lse: Tensor, *, slab: Tensor, **rest: Any) -> None:
+        genuine(x, w, b, y, lse, slab=slab, **rest)
+        if fault == "the last row":
+            slab[-1] = 0.0
+        elif fault == "the last column":
+            slab[:, -1] = slab[:, -2]
+        else:
+            slab[torch.arange(len(y)), y] -= 0.02
+
+    monkeypatch.setattr(launch, "logit_gradients", faulty)
+    found, expected, spread = kernel_outcome(inputs, config), oracle_outcome(inputs, config), spreads(inputs, config)
+    assert objections(found.gradients["weight"], expected.gradients["weight"], spread["weight"])
