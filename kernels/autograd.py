@@ -64,9 +64,9 @@ def _sequence_logps(
             f"a log-probability is not finite although {input_name} and {weight_name} are: their products overflow "
             f"float32; scale them down"
         )
-    padded = logps.new_zeros(batch * tokens)
-    padded[:count] = logsumexp
-    return totals, sums, padded, rows, torch.tensor(count)
+    statistics = logps.new_zeros(2, batch * tokens)
+    statistics[0, :count], statistics[1, :count] = logsumexp, logps
+    return totals, sums, statistics, rows, torch.tensor(count)
 
 
 @_sequence_logps.register_fake
@@ -88,7 +88,7 @@ def _(
     return (
         wide,
         torch.empty_like(wide),
-        input.new_empty(batch * tokens, dtype=torch.float64),
+        input.new_empty((2, batch * tokens), dtype=torch.float64),
         target.new_empty(batch * tokens, dtype=torch.int64),
         torch.empty((), dtype=torch.int64, device="cpu"),
     )
@@ -101,7 +101,7 @@ def _sequence_logps_backward(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    logsumexp: Tensor,
+    statistics: Tensor,
     rows: Tensor,
     row_count: Tensor,
     input_gradient: bool,
@@ -120,10 +120,14 @@ def _sequence_logps_backward(
     flat = rows[:count]
     # ∂L/∂log π(y_t) is its sequence's upstream gradient, 0 for masked tokens.
     coefficients = torch.where(y != ignore_index, upstream.index_select(0, flat // tokens), 0.0)
-    weighted_x, factor = _weighted(x, coefficients)
+    logsumexp, logps = (row.contiguous() for row in statistics[:, :count])
+    # c_t (1 − p_{t,y_t}), without cancellation where p is near 1.
+    at_target = (-torch.expm1(logps) * coefficients).to(wide)
+    coefficients = coefficients.to(wide)
     sums = launch.bias_partials(count, weight) if bias_gradient else None
     grad_weight = weight.new_zeros(weight.shape if weight_gradient else 0)
     x_sums = torch.zeros((count, hidden) if input_gradient else 0, dtype=wide, device=input.device)
+    weighted_x, factor = _weighted(x, -coefficients) if weight_gradient else (x, None)
     columns = _slab_columns(count, vocabulary, launch.slab_dtype(input.dtype), workspace)
     buffer = torch.empty((count, columns), dtype=launch.slab_dtype(input.dtype), device=input.device)
     contiguous_bias = _contiguous(bias)
@@ -131,7 +135,7 @@ def _sequence_logps_backward(
         for start in range(0, vocabulary if count else 0, columns):
             stop = min(start + columns, vocabulary)
             slab = buffer[:, : stop - start]
-            launch.logit_gradients(
+            launch.probabilities(
                 x,
                 weight,
                 contiguous_bias,
@@ -139,7 +143,7 @@ def _sequence_logps_backward(
                 logsumexp,
                 slab=slab,
                 slab_start=start,
-                coefficients=coefficients.to(wide),
+                coefficients=coefficients,
                 bias_sums=sums,
                 allow_tf32=allow_tf32,
             )
@@ -148,9 +152,13 @@ def _sequence_logps_backward(
                 add_product(x_sums, rounded, weight[start:stop])
             if weight_gradient:
                 write_product(grad_weight[start:stop], rounded.t(), weighted_x, factor)
+    if weight_gradient:
+        launch.add_target_terms(grad_weight, x, at_target, y)
     grad_input = input.new_zeros((batch * tokens, hidden) if input_gradient else 0)
     if input_gradient:
-        x_sums *= (coefficients / launch.slab_scale(input.dtype)).to(wide).unsqueeze(1)
+        x_sums *= (-coefficients / launch.slab_scale(input.dtype)).unsqueeze(1)
+        at_targets = weight.index_select(0, y.clamp(0, vocabulary - 1))
+        x_sums.addcmul_(at_targets.to(wide), at_target.unsqueeze(1))
         grad_input.index_copy_(0, flat, x_sums.to(input.dtype))
         grad_input = grad_input.view(batch, tokens, hidden)
     grad_bias = weight.new_zeros(vocabulary if bias_gradient else 0)
@@ -166,7 +174,7 @@ def _(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    logsumexp: Tensor,
+    statistics: Tensor,
     rows: Tensor,
     row_count: Tensor,
     input_gradient: bool,
@@ -185,8 +193,8 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     input, weight, bias, target, ignore_index, _, _, allow_tf32, _, workspace, _ = inputs
-    _, _, logsumexp, rows, count = output
-    ctx.save_for_backward(input, weight, bias, target, logsumexp, rows, count)
+    _, _, statistics, rows, count = output
+    ctx.save_for_backward(input, weight, bias, target, statistics, rows, count)
     ctx.options = (ignore_index, allow_tf32, workspace)
     ctx.set_materialize_grads(False)
 
@@ -196,9 +204,9 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Ten
     unused = (None,) * (len(ctx.needs_input_grad) - 3)
     if upstream is None or not any(needed):
         return (None, None, None, *unused)
-    input, weight, bias, target, logsumexp, rows, count = ctx.saved_tensors
+    input, weight, bias, target, statistics, rows, count = ctx.saved_tensors
     gradients = torch.ops.ktonum.sequence_logps_backward(
-        upstream, input, weight, bias, target, logsumexp, rows, count, *needed, *ctx.options
+        upstream, input, weight, bias, target, statistics, rows, count, *needed, *ctx.options
     )
     return (*(g if n else None for g, n in zip(gradients, needed, strict=True)), *unused)
 
@@ -263,7 +271,7 @@ def sequence_logps(
         logit_sums: Compute the sums of logits, else return zeros.
         allow_tf32: Let float32 products run in TF32.
         validate: Check targets and finiteness, at the price of a device synchronisation.
-        workspace: Bytes that the backward may use for logit gradients.
+        workspace: Bytes that the backward may use for a slab of probabilities.
         names: What messages call input, weight, bias and target, separated by blanks.
 
     Returns:
@@ -325,18 +333,16 @@ def _logit_sums(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _weighted(x: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
-    """c_t x_t in x's dtype, (N, H), up to the second result: the operand of Σ_t (1[v = y_t] − p_tv) c_t x_t.
+    """c_t x_t in x's dtype, (N, H), up to the second result: the operand of Σ_t p_tv c_t x_t.
 
-    Rounding c_t x_t errs independently in every element, unlike rounding c_t. In float16 the products are kept in
-    range by a common power of two, which is given back as a factor together with the slab's.
+    In float16 the products are kept in range by a common power of two, which is given back as a factor together with
+    the slab's.
     """
-    wide = accumulator_dtype(x.dtype)
     if x.dtype != torch.float16:
-        return (x.to(wide) * coefficients.to(wide).unsqueeze(1)).to(x.dtype), None
+        return (x.to(coefficients.dtype) * coefficients.unsqueeze(1)).to(x.dtype), None
     _, exponent = torch.frexp(coefficients.abs().amax())
-    size = torch.exp2(exponent.double())
-    weighted = (x.to(wide) * (coefficients / size).to(wide).unsqueeze(1)).to(x.dtype)
-    return weighted, (size / launch.slab_scale(x.dtype)).to(wide)
+    size = torch.exp2(exponent.to(coefficients.dtype))
+    return (x.float() * (coefficients / size).unsqueeze(1)).to(x.dtype), size / launch.slab_scale(x.dtype)
 
 
 def _slab_columns(rows: int, vocabulary: int, dtype: torch.dtype, workspace: int) -> int:

@@ -8,7 +8,8 @@ c = ∂L/∂log π_i and the bracket e_tv = 1[v = y_t] − p_tv, with u_a the ac
 - sequences: α_i² = Σ_t α_t² + (u_a log π_i)² ⌈log2 T⌉, summed pairwise;
 - coefficients: |δc_i| ≤ |c_i| ρ_i with ρ_i = |∂ log c / ∂ r| times the log-ratio's amplitude, shared by the sequence;
 - ∂L/∂x_t = c Σ_v e_tv w_v and ∂L/∂w_v = Σ_t c e_tv x_t: one rounding of each 16-bit operand, p's error from its logit
-  and from the log-sum-exp, the coefficient's, and the accumulation over V or over N.
+  and from the log-sum-exp, the coefficient's, and the accumulation over V or over N. `eager` stores c e_tv in the
+  dtype under audit: where p is small that rounds c_i alike for a whole sequence, and in float16 it underflows.
 
 Magnitudes are wanted to a few digits only: float64 on a CPU, float32 on a GPU.
 """
@@ -174,7 +175,7 @@ def kto_error_model(
         t, config, policy, ratio_variance, ratio_shift, (slope, losses, kl_error), truncation[0], u
     )
     relative = (curvature.nan_to_num() / slope).abs().nan_to_num(posinf=0.0)
-    shared = relative * (ratio_shift + kl_error) + 4 * u
+    shared = relative * (ratio_shift + kl_error) + 4 * unit_roundoff(arithmetic.stored)
     own = relative * ratio_amplitude
     wanted = [name for name, g in oracle.gradients.items() if g is not None]
     bounds.update(
@@ -268,6 +269,8 @@ def _gradient_bounds(
     vocabulary, hidden = weight.shape
     rows = int((head.target != config.ignore_index).sum())
     operand = unit_roundoff(arithmetic.operands) ** 2
+    # Half the spacing of subnormals, which a stored c e_tv cannot fall below; relative to u, as `squares` are.
+    underflow = (torch.finfo(arithmetic.stored).smallest_normal * torch.finfo(arithmetic.stored).eps / 2) ** 2 / operand
     u = unit_roundoff(arithmetic.accumulator)
     input_variance = torch.zeros(head.input.shape, dtype=work, device=device)
     input_coherent = torch.zeros_like(input_variance)
@@ -291,7 +294,7 @@ def _gradient_bounds(
         c = coefficients[sequence, chunk.rows].to(work).unsqueeze(1)
         e = -chunk.p
         e.scatter_add_(1, chunk.y.unsqueeze(1), torch.ones_like(c))
-        squares = (c * e).square()
+        squares = (c * e).square() + torch.where(chunk.unmasked, underflow, 0.0).to(work).unsqueeze(1)
         p_variance = (c * chunk.p).square() * chunk.variance
         x2 = chunk.x.square()
         gradient = c * (e @ weight)

@@ -31,7 +31,7 @@ def _sample(draw: Draw) -> dict[str, Any]:
     """Inputs of realistic scale: logits of standard deviation 1.5, a reference model near the policy.
 
     Parameters that only shape the inputs: ``with_bias``; ``reference_from`` (``model``, ``logps`` or ``none``);
-    ``kl_from`` (``none``, ``given`` or ``sequences``); ``masked``, the largest share of a sequence that is prompt.
+    ``kl_from`` (``none``, ``scalar``, ``batch`` or ``sequences``); ``masked``, the largest share of a sequence that is prompt.
     """
     B, T, H, V = (draw.dims[k] for k in "BTHV")
     p = draw.parameters
@@ -63,8 +63,8 @@ def _sample(draw: Draw) -> dict[str, Any]:
         inputs["ref_logps"] = draw.normal(B, scale=0.3) - draw.uniform(B, low=0.9, high=1.1) * (
             (torch.tensor(float(V)).log().item() + 1.1) * (1 if p.get("average_log_prob") else T)
         )
-    if kl == "given":
-        inputs["kl"] = draw.uniform(B, high=2.0)
+    if kl in ("scalar", "batch"):
+        inputs["kl"] = draw.uniform(1 if kl == "scalar" else B, high=2.0)
     elif kl == "sequences":
         inputs["kl_input"], inputs["kl_target"] = draw.normal(B, T, H), targets(B)
         if reference == "model":
@@ -132,26 +132,30 @@ def _adapt(candidate: Any, parameters: Mapping[str, Any]) -> Callable[..., dict[
     return run
 
 
+# The KL reference point is detached by definition: finite differences see the weight's influence through it, the
+# gradient does not.
+_DETACHED_KL = ("gradcheck",)
 _PRODUCTION = ("forward", "gradients", "determinism")
 _QUICK = (
     # Several tiles along every dimension, none of them whole.
-    Point({"B": 3, "T": 65, "H": 264, "V": 600}),
+    Point({"B": 3, "T": 47, "H": 136, "V": 300}),
     Point(
-        {"B": 4, "T": 23, "H": 40, "V": 331},
+        {"B": 4, "T": 19, "H": 40, "V": 331},
         {"with_bias": True, "kl_from": "sequences", "beta": 0.3, "desirable_weight": 1.3, "undesirable_weight": 0.7},
+        without=_DETACHED_KL,
+    ),
+    Point(
+        {"B": 3, "T": 21, "H": 33, "V": 127},
+        {"with_bias": True, "kl_from": "scalar", "average_log_prob": True, "ignore_index": 5, "beta": 0.7},
     ),
     Point(
         {"B": 2, "T": 17, "H": 17, "V": 129},
-        {
-            "loss_type": "apo_zero_unpaired",
-            "reduction": "sum",
-            "average_log_prob": True,
-            "reference_from": "logps",
-            "with_bias": True,
-            "ignore_index": 5,
-        },
+        {"loss_type": "apo_zero_unpaired", "reduction": "sum", "reference_from": "logps", "with_bias": True},
     ),
-    Point({"B": 5, "T": 9, "H": 48, "V": 37}, {"reduction": "none", "kl_from": "given", "reference_from": "none", "beta": 0.05}),
+    Point(
+        {"B": 5, "T": 9, "H": 48, "V": 37},
+        {"reduction": "none", "kl_from": "batch", "reference_from": "none", "beta": 0.05},
+    ),
 )
 
 OP = Op(
@@ -172,7 +176,7 @@ OP = Op(
             Point({"B": 1, "T": 1, "H": 1, "V": 1}),
             Point({"B": 2, "T": 128, "H": 256, "V": 512}, {"with_bias": True}),
             Point({"B": 2, "T": 129, "H": 257, "V": 1025}, {"average_log_prob": True, "masked": 1.0}),
-            Point({"B": 4, "T": 256, "H": 1024, "V": 32000}, {"kl_from": "sequences"}, devices=("cuda",)),
+            Point({"B": 4, "T": 256, "H": 1024, "V": 32000}, {"kl_from": "sequences"}, without=_DETACHED_KL, devices=("cuda",)),
             *(
                 Point(dims, {"masked": 0.0}, checks=_PRODUCTION, dtypes=("bf16", "fp16", "fp32"), devices=("cuda",))
                 for V in (128_256, 151_936)

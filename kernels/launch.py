@@ -11,11 +11,20 @@ from torch import Tensor
 
 from ktonum.errors import InputError
 from ktonum.kernels.block_sizes import BlockSizes, block_sizes
-from ktonum.kernels.gradient_kernels import logit_gradient_kernel
+from ktonum.kernels.gradient_kernels import add_target_terms_kernel, probabilities_kernel
 from ktonum.kernels.logsumexp_kernels import reduce_tiles_kernel, tile_statistics_kernel
 from ktonum.kernels.products import accumulator_dtype
 
-__all__ = ["INTERPRETED", "check_device", "logit_gradients", "slab_dtype", "slab_scale", "token_logps"]
+__all__ = [
+    "INTERPRETED",
+    "add_target_terms",
+    "bias_partials",
+    "check_device",
+    "probabilities",
+    "slab_dtype",
+    "slab_scale",
+    "token_logps",
+]
 
 #: Whether Triton's interpreter runs the kernels: decided by TRITON_INTERPRET when they are first imported.
 INTERPRETED = not isinstance(tile_statistics_kernel, triton.JITFunction)
@@ -37,7 +46,7 @@ def check_device(device: torch.device) -> None:
 
 
 def slab_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What a slab of logit gradients is stored in: the operands' dtype, float32 for bfloat16 under the interpreter.
+    """What a slab of probabilities is stored in: the operands' dtype, float32 for bfloat16 under the interpreter.
 
     The interpreter truncates on a cast to bfloat16; the caller rounds its float32 slab to nearest instead.
     """
@@ -126,13 +135,13 @@ def token_logps(
 
 
 def bias_partials(rows: int, weight: Tensor) -> Tensor:
-    """Where `logit_gradients` puts the column sums of each row tile, (row tiles, V), in the accumulator's dtype."""
+    """Where `probabilities` puts the bias gradient of each row tile, (row tiles, V), in the accumulator's dtype."""
     blocks = block_sizes(weight.dtype, interpreted=INTERPRETED)
     shape = (triton.cdiv(rows, blocks.rows), weight.shape[0])
     return torch.empty(shape, dtype=accumulator_dtype(weight.dtype), device=weight.device)
 
 
-def logit_gradients(
+def probabilities(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -145,7 +154,7 @@ def logit_gradients(
     bias_sums: Tensor | None,
     allow_tf32: bool,
 ) -> None:
-    """Fill ``slab`` with `slab_scale` · (1[v = y_t] − softmax(z_t)_v) for the columns v from ``slab_start`` on.
+    """Fill ``slab`` with `slab_scale` · softmax(z_t)_v for the columns v from ``slab_start`` on, 0 at the targets.
 
     Args:
         input, weight, bias, target, allow_tf32: As for `token_logps`.
@@ -153,11 +162,11 @@ def logit_gradients(
         slab: (N, columns), of `slab_dtype`, rows of stride ``slab.stride(0)``.
         slab_start: First vocabulary entry of the slab.
         coefficients: c_t, (N,), accumulator's dtype; only ``bias_sums`` contains them.
-        bias_sums: From `bias_partials`, filled for the slab's columns with Σ_t c_t (...); None to skip.
+        bias_sums: From `bias_partials`, filled for the slab's columns with Σ_t c_t (1[v = y_t] − p_tv); None to skip.
     """
     blocks = block_sizes(input.dtype, interpreted=INTERPRETED)
     rows, columns = slab.shape
-    logit_gradient_kernel[(triton.cdiv(rows, blocks.rows) * triton.cdiv(columns, blocks.columns),)](
+    probabilities_kernel[(triton.cdiv(rows, blocks.rows) * triton.cdiv(columns, blocks.columns),)](
         input,
         weight,
         weight if bias is None else bias,
@@ -174,4 +183,42 @@ def logit_gradients(
         BIAS_GRADIENT=bias_sums is not None,
         SLAB_SCALE=slab_scale(input.dtype),
         **_tile_options(input, weight, bias, blocks, allow_tf32),
+    )
+
+
+def add_target_terms(grad_weight: Tensor, input: Tensor, coefficients: Tensor, target: Tensor) -> None:
+    """``grad_weight[v] += Σ_{t: y_t = v} coefficients_t x_t``, deterministic, each row rounded once.
+
+    Args:
+        grad_weight: (V, H), contiguous.
+        input: x, (N, H), any strides.
+        coefficients: (N,), accumulator's dtype.
+        target: (N,), int64; rows whose target is outside [0, V) are left out.
+    """
+    rows, hidden = input.shape
+    if rows == 0:
+        return
+    if INTERPRETED and grad_weight.dtype == torch.bfloat16:
+        # The interpreter truncates on a store to bfloat16: let it store float32, and round here.
+        wide = grad_weight.float()
+        add_target_terms(wide, input, coefficients, target)
+        grad_weight.copy_(wide)
+        return
+    in_order, order = torch.sort(target, stable=True)
+    block_rows, block_hidden = (64, 256) if INTERPRETED else (32, 64)
+    add_target_terms_kernel[(triton.cdiv(rows, block_rows), triton.cdiv(hidden, block_hidden))](
+        grad_weight,
+        input,
+        coefficients,
+        in_order,
+        order,
+        row_count=rows,
+        vocabulary=grad_weight.shape[0],
+        hidden=hidden,
+        stride_grad_row=grad_weight.stride(0),
+        stride_input_row=input.stride(0),
+        stride_input_hidden=input.stride(1),
+        ACCUMULATOR=_ACCUMULATORS[accumulator_dtype(input.dtype)],
+        BLOCK_ROWS=block_rows,
+        BLOCK_HIDDEN=block_hidden,
     )

@@ -44,6 +44,7 @@ def logits_tile(
     safe_columns = tl.where(column_mask, columns, 0).to(tl.int64)
     x_ptrs = input_ptr + safe_rows[:, None] * stride_input_row + offsets[None, :].to(tl.int64) * stride_input_hidden
     w_ptrs = weight_ptr + safe_columns[None, :] * stride_weight_row + offsets[:, None].to(tl.int64) * stride_weight_hidden
+    step = tl.full((), BLOCK_HIDDEN, tl.int64)
     z = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=ACCUMULATOR)
     for start in range(0, hidden, BLOCK_HIDDEN):
         if EVEN_HIDDEN:
@@ -58,8 +59,8 @@ def logits_tile(
             x = x.to(tl.float32)
             w = w.to(tl.float32)
         z = tl.dot(x, w, z, input_precision=PRECISION, out_dtype=ACCUMULATOR)
-        x_ptrs += BLOCK_HIDDEN * stride_input_hidden
-        w_ptrs += BLOCK_HIDDEN * stride_weight_hidden
+        x_ptrs += step * stride_input_hidden
+        w_ptrs += step * stride_weight_hidden
     if HAS_BIAS:
         z += tl.load(bias_ptr + safe_columns).to(ACCUMULATOR)[None, :]
     return z

@@ -24,7 +24,7 @@ from ktonum.kernels.validation import KTOInputs, check_structure
 
 __all__ = ["FusedLinearKTOLoss", "KernelOptions", "fused_linear_kto_loss"]
 
-#: Bytes of logit gradients the backward keeps at a time, unless told otherwise.
+#: Bytes of probabilities the backward keeps at a time, unless told otherwise.
 DEFAULT_WORKSPACE = 256 * 2**20
 
 
@@ -36,7 +36,7 @@ class KernelOptions:
         allow_tf32: Let products of float32 inputs run in TF32, three digits instead of seven.
         validate: Check values (targets inside the vocabulary, finite inputs), which synchronises with the device.
             Must be False while a CUDA graph is captured.
-        workspace: Bytes of logit gradients the backward may keep at a time.
+        workspace: Bytes of probabilities (tokens × vocabulary slab) the backward may keep at a time.
     """
 
     allow_tf32: bool = False
@@ -202,7 +202,7 @@ class FusedLinearKTOLoss(torch.nn.Module):
             warnings.warn(
                 "the reference model's tensors are not used, since use_ref_model=False (Liger's default); construct "
                 "the loss with use_ref_model=True to use them",
-                stacklevel=2,
+                stacklevel=4,  # past the two frames of torch.nn.Module, to the caller's line
             )
             ref_input = ref_weight = ref_bias = ref_logps = None
         inputs = KTOInputs(

@@ -76,9 +76,12 @@ def check_structure(inputs: KTOInputs, config: KTOConfig) -> None:
     _check("target", inputs.target, (batch, tokens), _INTEGER)
     _check("preference_labels", inputs.preference_labels, (batch,), (torch.bool,))
     if inputs.ref_input is not None and inputs.ref_weight is not None:
-        _check_head("ref_input", inputs.ref_input, "ref_weight", inputs.ref_weight, "ref_bias", inputs.ref_bias)
+        # The bias comes last, held to the policy's vocabulary: it is not to blame for a head of another size.
+        _check_head("ref_input", inputs.ref_input, "ref_weight", inputs.ref_weight, "ref_bias", None)
         _check("ref_input", inputs.ref_input, (batch, tokens, inputs.ref_input.shape[-1]), _FLOATING)
         _check("ref_weight", inputs.ref_weight, (vocabulary, inputs.ref_input.shape[-1]), _FLOATING)
+        if inputs.ref_bias is not None:
+            _check("ref_bias", inputs.ref_bias, (vocabulary,), (inputs.ref_input.dtype,))
     if inputs.ref_logps is not None:
         _check("ref_logps", inputs.ref_logps, (batch,), _FLOATING)
     if inputs.kl is not None:

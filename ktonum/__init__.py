@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ktonum.errors import InputError as InputError
     from ktonum.errors import KtonumError as KtonumError
     from ktonum.errors import ToleranceError as ToleranceError
-    from ktonum.gradcheck import GradcheckResult as GradcheckResult
-    from ktonum.gradcheck import gradcheck as gradcheck
+    from ktonum.gradient_check.result import GradcheckResult as GradcheckResult
+    from ktonum.gradient_check.gradcheck import gradcheck as gradcheck
     from ktonum.op import Law as Law
     from ktonum.op import Op as Op
     from ktonum.results import CheckResult as CheckResult
@@ -36,7 +36,7 @@ _HOME = {
     "CheckResult": "results",
     "Comparison": "comparison",
     "GradcheckError": "errors",
-    "GradcheckResult": "gradcheck",
+    "GradcheckResult": "gradient_check.result",
     "InputError": "errors",
     "KtonumError": "errors",
     "Law": "op",
@@ -50,7 +50,7 @@ _HOME = {
     "assert_within": "tolerances",
     "audit": "auditing",
     "compare": "comparison",
-    "gradcheck": "gradcheck",
+    "gradcheck": "gradient_check.gradcheck",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

@@ -34,6 +34,7 @@ class Point:
         parameters: Keyword arguments of the op that are no tensors, e.g. ``{"beta": 0.3}``; text, numbers, booleans.
         distribution: The input distribution's name, as the op's ``sample`` understands it.
         checks: Names of the checks to run here; empty means all that apply.
+        without: Names of checks that have nothing to say here.
         dtypes: Dtype names to run here; empty means every dtype asked for.
         devices: Device types to run here; empty means any. Production sizes are for GPUs.
     """
@@ -42,6 +43,7 @@ class Point:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     distribution: str = "normal"
     checks: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
 

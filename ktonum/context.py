@@ -76,7 +76,8 @@ class CaseContext:
         upstream = {}
         for name, output in named_outputs(self._reference(**leaves)).items():
             if output is not None and output.requires_grad:
-                size = draw.uniform(*output.shape, low=0.5, high=2.0).double()
+                # Eighths: scaled by a factor of few bits they are still exact in any dtype.
+                size = draw.integers(*output.shape, low=4, high=16).double() / 8
                 upstream[name] = torch.where(draw.booleans(*output.shape), size, -size).to(self.dtype)
         return upstream
 

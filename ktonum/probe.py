@@ -58,7 +58,8 @@ def _measure(name: str, actual: Tensor, expected: Tensor, bound: ErrorBound, sca
     by_element, single = confidence(count), confidence()
     worst, worst_at = 0.0, 0
     squares = products = norms = variance = coherent_squares = projected_variance = projected_coherent = 0.0
-    for start, (a, e, i, c) in blocks(actual, expected, bound.independent, bound.coherent):
+    tensors = (t.detach() for t in (actual, expected, bound.independent, bound.coherent))
+    for start, (a, e, i, c) in blocks(*tensors):
         e, i, c = e.double(), i.double(), c.double()
         rounding = bound.final_rounding(e)
         error = a.double() - e

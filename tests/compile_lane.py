@@ -30,14 +30,14 @@ from triton.compiler import ASTSource
 
 from ktonum.kernels import launch
 from ktonum.kernels.block_sizes import block_sizes
-from ktonum.kernels.gradient_kernels import logit_gradient_kernel
+from ktonum.kernels.gradient_kernels import add_target_terms_kernel, probabilities_kernel
 from ktonum.kernels.logsumexp_kernels import reduce_tiles_kernel, tile_statistics_kernel
 from ktonum.kernels.products import accumulator_dtype
 
 _POINTEES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 
 #: Pointer arithmetic on a two-dimensional tile of pointers by 32-bit offsets.
-_NARROW_OFFSET = re.compile(r"tt\.addptr .*tensor<\d+x\d+x!tt\.ptr<\w+>>, tensor<\d+x\d+xi32>")
+NARROW_OFFSET = re.compile(r"tt\.addptr .*tensor<\d+x\d+x!tt\.ptr<\w+>>, tensor<\d+x\d+xi32>")
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,7 @@ class Variant:
         constants = dict(self.constexprs)
         if self.aligned:
             constants |= {n: 1 for n in self.kernel.arg_names if n.endswith("_hidden") and n.startswith("stride_")}
-        signature = {
-            n: "constexpr" if n in constants else self.pointers.get(n, "i32") for n in self.kernel.arg_names
-        }
+        signature = {n: "constexpr" if n in constants else self.pointers.get(n, "i32") for n in self.kernel.arg_names}
         divisible = {
             (i,): [["tt.divisibility", 16]]
             for i, n in enumerate(self.kernel.arg_names)
@@ -100,8 +98,15 @@ def variants() -> Iterator[Variant]:
             bias = {"HAS_BIAS": not aligned, "EVEN_HIDDEN": aligned}
             label = "aligned" if aligned else "strided, bias"
             yield Variant(tile_statistics_kernel, dtype, forward, tile | bias, options, aligned, label)
+            if dtype == torch.float32 and aligned:
+                asked = tile | bias | {"PRECISION": "tf32"}
+                yield Variant(tile_statistics_kernel, dtype, forward, asked, options, aligned, "aligned, tf32")
             gradient = tile | bias | {"BIAS_GRADIENT": not aligned, "SLAB_SCALE": launch.slab_scale(dtype)}
-            yield Variant(logit_gradient_kernel, dtype, backward, gradient, options, aligned, label)
+            yield Variant(probabilities_kernel, dtype, backward, gradient, options, aligned, label)
+        targets = {f"{n}_ptr": f"*{pointee}" for n in ("grad_weight", "input")} | {"coefficient_ptr": f"*{accumulator}"}
+        targets |= {"target_ptr": "*i64", "order_ptr": "*i64"}
+        constants = {"ACCUMULATOR": launch._ACCUMULATORS[wide], "BLOCK_ROWS": 8, "BLOCK_HIDDEN": 256}
+        yield Variant(add_target_terms_kernel, dtype, targets, constants, {}, True, "aligned")
         if dtype in (torch.float32, torch.float64):
             reduce = {f"{n}_ptr": f"*{accumulator}" for n in ("tile_max", "tile_sum", "target_logit")}
             reduce |= {"logsumexp_ptr": "*fp64", "token_logp_ptr": "*fp64"}
@@ -128,7 +133,7 @@ def build(variant: Variant, capability: int) -> dict[str, Any]:
         return found | {"error": f"{type(error).__name__}: {error}"[:2000]}
     ptx = compiled.asm["ptx"]
     # An offset into a matrix of tokens x hidden, vocabulary x hidden or a slab exceeds 32 bits at production dims.
-    narrow = [line for line in compiled.asm["ttir"].splitlines() if _NARROW_OFFSET.search(line)]
+    narrow = [line for line in compiled.asm["ttir"].splitlines() if NARROW_OFFSET.search(line)]
     registers = re.search(r"Used (\d+) registers", log.getvalue())
     spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", log.getvalue())
     return found | {

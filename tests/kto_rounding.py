@@ -41,6 +41,7 @@ class _Tokens:
 
     p: Tensor
     residual: Tensor  # 1[v = y] - p, 0 in masked rows
+    others: Tensor  # p, 0 at the targets and in masked rows
     p_spread: Tensor  # of p, relative
     logp: Tensor  # (B, T), 0 where masked
     logp_spread: Tensor  # (B, T), absolute
@@ -71,6 +72,7 @@ def _tokens(input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, 
     return _Tokens(
         p,
         (one_hot - p) * unmasked.unsqueeze(1),
+        p * (1 - one_hot) * unmasked.unsqueeze(1),
         p_spread,
         logp.view(target.shape),
         torch.where(unmasked, at_target, 0.0).view(target.shape),
@@ -185,9 +187,11 @@ def _gradient_spreads(
     c_spread = (margin_spread.nan_to_num(0.0).repeat_interleave(tokens) + 4 * wide) * c_token.abs()
     residual = policy.residual
     exact = (policy.p * policy.p_spread).square() * unmasked.unsqueeze(1) + (wide * residual) ** 2
-    # The slab holds the residual in the operands' dtype; in float16 times 2**14, so that small ones keep their digits.
+    # The slab holds p in the operands' dtype; in float16 times 2**14, so that small ones keep their digits. Targets are
+    # not in it: their terms stay in the accumulator.
     scaled_underflow = underflow * (2.0**-14 if dtype == torch.float16 else 1.0)
-    stored = exact + (u * residual) ** 2 + unmasked.unsqueeze(1) * scaled_underflow**2
+    others = policy.others
+    stored = exact + (u * others) ** 2 + unmasked.unsqueeze(1) * scaled_underflow**2
     c_column, cs_column = c_token.unsqueeze(1), c_spread.unsqueeze(1)
 
     def rounded(gradient: Tensor, variance: Tensor, terms: int, size: Tensor) -> Tensor:
@@ -209,7 +213,10 @@ def _gradient_spreads(
     operand = (u * c_column * x) ** 2 + (underflow * 2 * c_token.abs().amax()) ** 2
     found["weight"] = rounded(
         residual.t() @ (c_column * x),
-        stored.t() @ (c_column * x) ** 2 + residual.square().t() @ operand
+        stored.t() @ (c_column * x) ** 2
+        + others.square().t() @ operand
+        # The others' sum is rounded before the targets' is added to it.
+        + (u * (others.t() @ (c_column * x))) ** 2
         # A sequence's tokens share the error of their c: its terms do not average out.
         + (residual.abs().t() @ (cs_column * x.abs())) ** 2,
         rows,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ktonum.errors import GradcheckError, InputError
-from ktonum.gradcheck import GradcheckResult, gradcheck
+from ktonum.gradient_check.gradcheck import GradcheckResult, gradcheck
 from ktonum.results import Verdict
 
 F64 = torch.float64

@@ -53,14 +53,18 @@ def test_every_size(dims: tuple[int, int, int, int], dtype: torch.dtype, device:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("parameters", [
-    {"beta": 0.37, "desirable_weight": 1.3, "undesirable_weight": 0.7},
-    {"loss_type": "apo_zero_unpaired", "beta": 0.5, "undesirable_weight": 2.0},
-    {"reduction": "sum", "beta": -0.2},
-    {"reduction": "none"},
-    {"average_log_prob": True, "beta": 2.0},
-    {"average_log_prob": True, "reduction": "none", "desirable_weight": 0.0},
-], ids=str)
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"beta": 0.37, "desirable_weight": 1.3, "undesirable_weight": 0.7},
+        {"loss_type": "apo_zero_unpaired", "beta": 0.5, "undesirable_weight": 2.0},
+        {"reduction": "sum", "beta": -0.2},
+        {"reduction": "none"},
+        {"average_log_prob": True, "beta": 2.0},
+        {"average_log_prob": True, "reduction": "none", "desirable_weight": 0.0},
+    ],
+    ids=str,
+)
 def test_every_parameter(parameters: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
     kl = "none" if "loss_type" in parameters else "sequences"
     bias = "reduction" not in parameters
@@ -127,6 +131,15 @@ def test_a_batch_of_one_label(desirable: bool, device: torch.device) -> None:
     hold_gradients(inputs, KTOConfig(undesirable_weight=1.5))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("token", [0, 6, 10])
+def test_many_tokens_of_one_target(token: int, dtype: torch.dtype, device: torch.device) -> None:
+    """A row of the weight whose gradient many tokens add to, beside rows that are nobody's target."""
+    inputs = draw(Recipe(dims=(2, 20, 300, 11), dtype=dtype), device)
+    inputs.target[inputs.target != -100] = token
+    hold_gradients(inputs, KTOConfig())
+
+
 class Work:
     """Counts what a backward computes."""
 
@@ -137,7 +150,8 @@ class Work:
         for module, name in (
             (autograd, "add_product"),
             (autograd, "write_product"),
-            (launch, "logit_gradients"),
+            (launch, "add_target_terms"),
+            (launch, "probabilities"),
             (launch, "bias_partials"),
         ):
             monkeypatch.setattr(module, name, self.counted(name, getattr(module, name)))
@@ -145,7 +159,7 @@ class Work:
     def counted(self, name: str, genuine: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             self.calls[name] += 1
-            if name == "logit_gradients":
+            if name == "probabilities":
                 self.rows.add(arguments[0].shape[0])
                 self.bias_sums += named["bias_sums"] is not None
             return genuine(*arguments, **named)
@@ -168,9 +182,9 @@ def test_only_what_is_asked_for_is_computed(
     assert found.keys() == set(names)
     assert all(torch.equal(g, everything[n]) for n, g in found.items())
     assert work.calls["add_product"] == ("input" in names)
-    assert work.calls["write_product"] == ("weight" in names)
+    assert work.calls["write_product"] == work.calls["add_target_terms"] == ("weight" in names)
     assert work.bias_sums == work.calls["bias_partials"] == ("bias" in names)
-    assert work.calls["logit_gradients"] == bool(names)
+    assert work.calls["probabilities"] == bool(names)
 
 
 def test_the_reference_and_kl_tensors_get_no_gradient(device: torch.device) -> None:
@@ -196,7 +210,7 @@ def test_many_slabs_are_one_slab(dtype: torch.dtype, device: torch.device, monke
     hold_gradients(inputs, KTOConfig())
     work = Work(monkeypatch)
     hold_gradients(inputs, KTOConfig(), options=KernelOptions(workspace=1))
-    assert work.calls["logit_gradients"] == 3
+    assert work.calls["probabilities"] == 3
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -249,7 +263,9 @@ def test_any_strides(layout: Callable[[Tensor], Tensor], dtype: torch.dtype, dev
     strided = mapped(plain, lambda t: layout(t) if t.dim() else t)
     assert strided.input.storage_offset() or not strided.input.is_contiguous()
     expected = kernel_outcome(plain, KTOConfig(), names=())
-    assert not objections(kernel_outcome(strided, KTOConfig(), names=()).loss, expected.loss, spreads(plain, KTOConfig())["loss"])
+    assert not objections(
+        kernel_outcome(strided, KTOConfig(), names=()).loss, expected.loss, spreads(plain, KTOConfig())["loss"]
+    )
     hold_gradients(strided, KTOConfig())
 
 
@@ -296,7 +312,9 @@ def test_autocast_leaves_float64_alone(device: torch.device) -> None:
     assert all(torch.equal(actual.gradients[n], expected.gradients[n]) for n in DIFFERENTIABLE)
 
 
-@pytest.mark.parametrize("parameters", [{}, {"reduction": "none", "average_log_prob": True, "loss_type": "kto"}], ids=str)
+@pytest.mark.parametrize(
+    "parameters", [{}, {"reduction": "none", "average_log_prob": True, "loss_type": "kto"}], ids=str
+)
 def test_compiled_in_one_graph(parameters: dict[str, Any], device: torch.device) -> None:
     inputs = draw(Recipe(dtype=torch.float32, reference="model", kl="sequences"), device)
     module = FusedLinearKTOLoss(use_ref_model=True, **parameters)
@@ -420,11 +438,11 @@ def test_the_comparison_flags_planted_faults(name: str, dtype: torch.dtype, devi
         assert objections(planted.view(right.shape), expected, spread)
 
 
-@pytest.mark.parametrize("fault", ["the last row", "the last column", "the target's one"])
+@pytest.mark.parametrize("fault", ["the last row", "the last column", "the targets"])
 def test_planted_kernel_faults_are_flagged(fault: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mistakes a kernel could make, rather than noise: even in bfloat16, the coarsest, they stand out."""
     inputs, config = draw(Recipe(dims=(4, 9, 37, 257), dtype=torch.bfloat16, reference="model"), device), KTOConfig()
-    genuine = launch.logit_gradients
+    genuine = launch.probabilities
 
     def faulty(x: Tensor, w: Tensor, b: Tensor | None, y: Tensor, lse: Tensor, *, slab: Tensor, **rest: Any) -> None:
         genuine(x, w, b, y, lse, slab=slab, **rest)
@@ -433,8 +451,8 @@ def test_planted_kernel_faults_are_flagged(fault: str, device: torch.device, mon
         elif fault == "the last column":
             slab[:, -1] = slab[:, -2]
         else:
-            slab[torch.arange(len(y)), y] -= 0.02
+            slab[torch.arange(len(y)), y] += 0.02
 
-    monkeypatch.setattr(launch, "logit_gradients", faulty)
+    monkeypatch.setattr(launch, "probabilities", faulty)
     found, expected, spread = kernel_outcome(inputs, config), oracle_outcome(inputs, config), spreads(inputs, config)
     assert objections(found.gradients["weight"], expected.gradients["weight"], spread["weight"])

@@ -147,7 +147,7 @@ def test_no_gradients_are_prepared_under_no_grad(device: torch.device, monkeypat
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a backward kernel ran")
 
-    monkeypatch.setattr(launch, "logit_gradients", never)
+    monkeypatch.setattr(launch, "probabilities", never)
     inputs = tracked(draw(Recipe(), device))
     with torch.no_grad():
         loss, metrics = fused_linear_kto_loss(inputs, KTOConfig())

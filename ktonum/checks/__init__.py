@@ -41,7 +41,11 @@ def checks_for(op: Op, case: Case) -> tuple[Check, ...]:
     """
     known = (*CHECKS, *(law_check(law) for law in op.laws))
     asked = case.point.checks
-    unknown = set(asked) - {c.name for c in known}
+    unknown = {*asked, *case.point.without} - {c.name for c in known}
     if unknown:
         raise UsageError(f"unknown check {', '.join(sorted(unknown))}: use {', '.join(c.name for c in known)}")
-    return tuple(c for c in known if c.applies(op, case) and (not asked or c.name in asked))
+    return tuple(
+        c
+        for c in known
+        if c.applies(op, case) and (not asked or c.name in asked) and c.name not in case.point.without
+    )

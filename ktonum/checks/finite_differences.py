@@ -11,7 +11,7 @@ from ktonum.cases import Case, seed_of
 from ktonum.checks.check import Check, Inapplicable
 from ktonum.context import CaseContext
 from ktonum.evaluation import named_outputs
-from ktonum.gradcheck import gradcheck
+from ktonum.gradient_check.gradcheck import gradcheck
 from ktonum.op import Op
 from ktonum.results import CheckResult
 

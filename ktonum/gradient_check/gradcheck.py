@@ -15,16 +15,16 @@ from typing import Any
 import torch
 
 from ktonum.errors import GradcheckError, InputError
-from ktonum.gradcheck_function import (
+from ktonum.gradient_check.function import (
     CheckedFunction,
     Contraction,
     carries_float32_only,
     first_bad_element,
     seeded_signs,
 )
-from ktonum.gradcheck_probe import FEWEST_LEVELS, Setting, measure
-from ktonum.gradcheck_result import GradcheckResult, InputGradient, ProbeMeasurement
-from ktonum.gradcheck_verdict import judge
+from ktonum.gradient_check.probe import FEWEST_LEVELS, Setting, measure
+from ktonum.gradient_check.result import GradcheckResult, InputGradient, ProbeMeasurement
+from ktonum.gradient_check.verdict import judge
 from ktonum.results import Verdict
 
 __all__ = ["GradcheckResult", "InputGradient", "ProbeMeasurement", "gradcheck"]

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import torch
 
-from ktonum.gradcheck_function import Contraction
-from ktonum.gradcheck_result import Location
+from ktonum.gradient_check.function import Contraction
+from ktonum.gradient_check.result import Location
 
 __all__ = ["localise"]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from ktonum import differences as fd
-from ktonum.gradcheck_function import CheckedFunction, Contraction, seeded_signs
-from ktonum.gradcheck_result import ProbeMeasurement
+from ktonum.gradient_check.function import CheckedFunction, Contraction, seeded_signs
+from ktonum.gradient_check.result import ProbeMeasurement
 
 __all__ = ["FEWEST_LEVELS", "ZERO_GRADIENT", "Probe", "Setting", "measure"]
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ktonum import differences as fd
-from ktonum.gradcheck_localise import localise
-from ktonum.gradcheck_probe import ZERO_GRADIENT, Probe, Setting
-from ktonum.gradcheck_result import GradcheckResult, InputGradient, ProbeMeasurement
+from ktonum.gradient_check.localise import localise
+from ktonum.gradient_check.probe import ZERO_GRADIENT, Probe, Setting
+from ktonum.gradient_check.result import GradcheckResult, InputGradient, ProbeMeasurement
 from ktonum.results import Verdict
 
 __all__ = ["judge"]

@@ -1,0 +1,152 @@
+"""What each process of an audit run sets up: the interpreter or a GPU, crash traces, a limit on time.
+
+The first process of a run (pytest's own, or xdist's controller) decides and passes its decisions on in the environment,
+which its workers inherit; they must not ask CUDA before they have a GPU.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from ktonum.errors import UsageError
+from ktonum.gpu_slots import GpuLease, lease_gpu, use_gpu, visible_gpus
+
+__all__ = ["AuditProcess", "context_lost", "resolve_device_kind", "worker_name"]
+
+_VARIABLE = "KTONUM_AUDIT_RUN"
+
+# After these a process's CUDA context answers every call with an error.
+_FATAL = (
+    "an illegal memory access",
+    "device-side assert",
+    "misaligned address",
+    "unspecified launch failure",
+    "an illegal instruction",
+    "invalid program counter",
+    "operation not supported on global/shared address space",
+    "hardware stack error",
+    "uncorrectable ECC error",
+    "the launch timed out",
+    "cudaErrorIllegalAddress",
+)
+
+
+def worker_name() -> str:
+    """xdist's name of this worker, e.g. ``gw0``; empty in any other process."""
+    return os.environ.get("PYTEST_XDIST_WORKER", "")
+
+
+def resolve_device_kind(device: str) -> str:
+    """``cpu`` or ``cuda`` for ``auto``, ``cpu`` or ``cuda``, without initialising CUDA.
+
+    Raises:
+        UsageError: CUDA was asked for and cannot be used.
+    """
+    interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
+    if device == "cpu" or (device == "auto" and interpreted):
+        return "cpu"
+    if device == "cuda" and interpreted:
+        raise UsageError("device 'cuda' was asked for while TRITON_INTERPRET=1 is set: unset it, or use device cpu")
+    gpus = visible_gpus()
+    if device == "cuda" and not gpus:
+        raise UsageError("device 'cuda' is not here: torch sees no CUDA devices; use cpu, and see ktonum doctor")
+    return "cuda" if gpus else "cpu"
+
+
+def context_lost(text: str) -> bool:
+    """Whether an error with this text leaves the process's CUDA context unusable.
+
+    Where CUDA is in use, a synchronisation tells; an error may also arrive there that nothing else has reported.
+    """
+    if any(sign in text for sign in _FATAL):
+        return True
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+@dataclass
+class AuditProcess:
+    """This process's part in an audit run.
+
+    Attributes:
+        folder: Shared by the processes of the run, removed at its end.
+        device: ``cpu`` or ``cuda``.
+        gpus: The GPUs of the run; none on the CPU.
+    """
+
+    folder: Path
+    device: str
+    gpus: tuple[str, ...]
+    owner: bool
+    lease: GpuLease | None = None
+    _traces: IO[str] | None = None
+
+    @classmethod
+    def start(cls, device: str) -> AuditProcess:
+        """Join the run that the environment names in a worker, else begin one on ``device`` (`resolve_device_kind`).
+
+        Raises:
+            UsageError: The device cannot be used.
+        """
+        if worker_name() and _VARIABLE in os.environ:
+            inherited = json.loads(os.environ[_VARIABLE])
+            process = cls(Path(inherited["folder"]), inherited["device"], tuple(inherited["gpus"]), owner=False)
+            if process.gpus:
+                process.lease = lease_gpu(process.folder, process.gpus)
+                use_gpu(process.lease, process.gpus)
+        else:
+            kind = resolve_device_kind(device)
+            gpus = visible_gpus() if kind == "cuda" else ()
+            process = cls(Path(tempfile.mkdtemp(prefix="ktonum-run-")), kind, gpus, owner=True)
+            os.environ[_VARIABLE] = json.dumps({"folder": str(process.folder), "device": kind, "gpus": gpus})
+        if process.device == "cpu":
+            # Triton decides when a kernel is defined whether its interpreter runs it.
+            os.environ["TRITON_INTERPRET"] = "1"
+        return process
+
+    def finish(self) -> None:
+        """Remove the run's folder, where this process made it."""
+        if self.owner:
+            os.environ.pop(_VARIABLE, None)
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def trace_crashes(self) -> None:
+        """Have a crash of this worker leave its Python stack for `crash_trace`, instead of on the terminal."""
+        faulthandler.enable(self._trace_file())
+
+    def limit_time(self, seconds: float) -> None:
+        """End this worker, with a trace, unless `lift_limit` is called within ``seconds``; 0 for no limit.
+
+        By a thread of the interpreter's own, for a hung kernel may never return to Python.
+        """
+        if seconds > 0 and worker_name():
+            faulthandler.dump_traceback_later(seconds, exit=True, file=self._trace_file())
+
+    def lift_limit(self) -> None:
+        """The work of `limit_time` was done."""
+        if worker_name():
+            faulthandler.cancel_dump_traceback_later()
+
+    def crash_trace(self, worker: str) -> str:
+        """What `trace_crashes` or `limit_time` left of ``worker``; empty when there is nothing."""
+        file = self.folder / f"{worker}.trace"
+        return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
+
+    def _trace_file(self) -> IO[str]:
+        if self._traces is None:
+            self._traces = (self.folder / f"{worker_name()}.trace").open("w", encoding="utf-8")
+        return self._traces
