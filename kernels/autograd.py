@@ -292,9 +292,7 @@ def _contiguous(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.contiguous()
 
 
-def _unmasked_rows(
-    target: Tensor, vocabulary: int, ignore_index: int, validate: bool, name: str
-) -> tuple[Tensor, int]:
+def _unmasked_rows(target: Tensor, vocabulary: int, ignore_index: int, validate: bool, name: str) -> tuple[Tensor, int]:
     """Flat indices of unmasked tokens first, (B·T,), and how many there are; the one synchronisation of a forward."""
     flat = target.reshape(-1)
     unmasked = flat != ignore_index

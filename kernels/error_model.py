@@ -127,7 +127,9 @@ def _sequences(head: _Head, config: KTOConfig, arithmetic: Arithmetic) -> _Seque
     return _Sequences(logps, variance, shift, squares, logit_variance)
 
 
-def _ratio_error(policy: _Sequences, reference: _Sequences | None, truncation: tuple[float, float]) -> tuple[Tensor, Tensor]:
+def _ratio_error(
+    policy: _Sequences, reference: _Sequences | None, truncation: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
     """Variance of log π − log π_ref, and the bound on what tensor cores shift every sequence by."""
     mine = truncation[0] * policy.shift
     if reference is None:
@@ -144,7 +146,7 @@ def kto_error_model(
     oracle: Evaluation,
     arithmetic: Arithmetic,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Bounds for the loss, the six metrics and the gradients of input, weight and bias; see `ktonum.bounds.ErrorModel`."""
+    """Bounds for the loss, the six metrics and the gradients of input, weight and bias; an `ErrorModel`."""
     config = KTOConfig(**{k: v for k, v in parameters.items() if k in {f.name for f in fields(KTOConfig)}})
     t = KTOInputs(**inputs)
     policy_head = _Head(t.input, t.weight, t.bias, t.target)
@@ -171,22 +173,19 @@ def kto_error_model(
 
     u = unit_roundoff(arithmetic.accumulator)
     ratio_amplitude = ratio_variance.sqrt()
-    bounds = _output_bounds(
-        t, config, policy, ratio_variance, ratio_shift, (slope, losses, kl_error), truncation[0], u
-    )
+    bounds = _output_bounds(t, config, policy, ratio_variance, ratio_shift, (slope, losses, kl_error), truncation[0], u)
     relative = (curvature.nan_to_num() / slope).abs().nan_to_num(posinf=0.0)
     shared = relative * (ratio_shift + kl_error) + 4 * unit_roundoff(arithmetic.stored)
     own = relative * ratio_amplitude
-    wanted = [name for name, g in oracle.gradients.items() if g is not None]
-    bounds.update(
-        _gradient_bounds(policy_head, config, arithmetic, oracle, _token_coefficients(t, coefficients, config), own, shared)
-        if wanted
-        else {}
-    )
+    if any(g is not None for g in oracle.gradients.values()):
+        by_token = _token_coefficients(t, coefficients, config)
+        bounds.update(_gradient_bounds(policy_head, config, arithmetic, oracle, by_token, own, shared))
     return bounds
 
 
-def _kl(t: KTOInputs, config: KTOConfig, arithmetic: Arithmetic, truncation: tuple[float, float]) -> tuple[Tensor | None, Tensor]:
+def _kl(
+    t: KTOInputs, config: KTOConfig, arithmetic: Arithmetic, truncation: tuple[float, float]
+) -> tuple[Tensor | None, Tensor]:
     """The KL reference point and the bound on its error, which all sequences share."""
     zero = torch.zeros((), dtype=torch.float64, device=t.input.device)
     if t.kl is not None:
@@ -275,7 +274,9 @@ def _gradient_bounds(
     input_variance = torch.zeros(head.input.shape, dtype=work, device=device)
     input_coherent = torch.zeros_like(input_variance)
     # Three sums over tokens: with x, and with 1 in x's place for the bias.
-    x_sums = {k: torch.zeros(vocabulary, hidden, dtype=work, device=device) for k in ("squares", "variance", "coherent")}
+    x_sums = {
+        k: torch.zeros(vocabulary, hidden, dtype=work, device=device) for k in ("squares", "variance", "coherent")
+    }
     b_sums = {k: torch.zeros(vocabulary, dtype=work, device=device) for k in ("squares", "variance", "coherent")}
     sequence_x, sequence_b = torch.zeros_like(x_sums["squares"]), torch.zeros_like(b_sums["squares"])
     sequence = 0

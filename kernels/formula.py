@@ -7,7 +7,8 @@ With the implied reward :math:`r_i = \log\pi(y_i|x_i) - \log\pi_\mathrm{ref}(y_i
 :math:`z_0 = \max(0, \mathrm{mean}_j\, r_j^\mathrm{KL})` and :math:`\sigma` the logistic function:
 
 - ``kto`` (Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306, eq. 7):
-  desirable :math:`\lambda_D (1 - \sigma(\beta (r_i - z_0)))`, undesirable :math:`\lambda_U (1 - \sigma(\beta (z_0 - r_i)))`;
+  desirable :math:`\lambda_D (1 - \sigma(\beta (r_i - z_0)))`,
+  undesirable :math:`\lambda_U (1 - \sigma(\beta (z_0 - r_i)))`;
 - ``apo_zero_unpaired`` (D'Oosterlinck et al. 2024, https://arxiv.org/abs/2408.06266, eq. 7, unpaired):
   desirable :math:`\lambda_D (1 - \sigma(\beta r_i))`, undesirable :math:`\lambda_U\, \sigma(\beta r_i)`.
 
@@ -93,12 +94,15 @@ def sequence_means(token_sums: Tensor, counts: Tensor, config: KTOConfig) -> Ten
 def kl_estimate(policy_logps: Tensor, reference_logps: Tensor) -> Tensor:
     """The reference point z_0: batch mean of the KL sequences' log-ratios, clamped at 0, without gradient. A scalar.
 
-    TRL's ``KTOTrainer._compute_loss``: ``(KL_logps - ref_KL_logps).mean().detach()``, then ``.clamp(min=0)``.
+    TRL's ``KTOTrainer._compute_loss``: ``(KL_logps - ref_KL_logps).mean().detach()``, then ``.clamp(min=0)``. Sequences
+    without an average log-probability (NaN, see `sequence_means`) do not take part, as in the loss's own mean.
     """
-    return (policy_logps - reference_logps).mean().detach().clamp(min=0)
+    return (policy_logps - reference_logps).nanmean().detach().clamp(min=0)
 
 
-def kto_losses(logps: Tensor, reference_logps: Tensor | None, labels: Tensor, kl: Tensor | None, config: KTOConfig) -> Tensor:
+def kto_losses(
+    logps: Tensor, reference_logps: Tensor | None, labels: Tensor, kl: Tensor | None, config: KTOConfig
+) -> Tensor:
     """Loss of each sequence, (B,), in the dtype of ``logps``.
 
     Args:

@@ -50,6 +50,7 @@ def probabilities_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
+    PROMOTE: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     """Writes SLAB_SCALE exp(z_tv − lse_t), or 0 at v = y_t, to ``slab``, (rows, slab columns), rounded to its dtype.
@@ -86,6 +87,7 @@ def probabilities_kernel(
         BLOCK_ROWS,
         BLOCK_COLUMNS,
         BLOCK_HIDDEN,
+        PROMOTE,
     )
     # Rows past the end get p = 0, which no cast overflows.
     logsumexp = tl.load(logsumexp_ptr + rows, mask=row_mask, other=float("inf")).to(ACCUMULATOR)
@@ -120,7 +122,8 @@ def add_target_terms_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
 ):
-    """grad_weight[v] += Σ_{t: y_t = v} a_t x_t for coefficients a, summed in ACCUMULATOR and rounded once.
+    """grad_weight[v] += Σ_{t: y_t = v} a_t x_t for coefficients a, summed in ACCUMULATOR and rounded
+    together with what is there.
 
     ``target`` is sorted and ``order`` holds the rows it came from. A program adds up the targets whose first place is
     in its block, in the order of their rows: no atomics, so results are deterministic.
@@ -136,7 +139,9 @@ def add_target_terms_kernel(
     first = present & ((target != before) | (places == 0))
     rows = tl.load(order_ptr + places, mask=present, other=0)
     a = tl.load(coefficient_ptr + rows, mask=present, other=0.0)
-    x = tl.load(input_ptr + rows[:, None] * stride_input_row + steps, mask=present[:, None] & inside[None, :], other=0.0)
+    x = tl.load(
+        input_ptr + rows[:, None] * stride_input_row + steps, mask=present[:, None] & inside[None, :], other=0.0
+    )
     # One row a place: the sum over the block's places of the same target, as a product with a matrix of 0 and 1.
     same = (target[:, None] == target[None, :]).to(ACCUMULATOR)
     total = tl.dot(same, a[:, None] * x.to(ACCUMULATOR), input_precision="ieee", out_dtype=ACCUMULATOR)
@@ -152,7 +157,9 @@ def add_target_terms_kernel(
         more = more & (tl.load(target_ptr + places, mask=more, other=-1) == last)
         rows = tl.load(order_ptr + places, mask=more, other=0)
         a = tl.load(coefficient_ptr + rows, mask=more, other=0.0)
-        x = tl.load(input_ptr + rows[:, None] * stride_input_row + steps, mask=more[:, None] & inside[None, :], other=0.0)
+        x = tl.load(
+            input_ptr + rows[:, None] * stride_input_row + steps, mask=more[:, None] & inside[None, :], other=0.0
+        )
         rest += tl.sum(a[:, None] * x.to(ACCUMULATOR), axis=0)
         place += BLOCK_ROWS
         going = (tl.sum(more.to(tl.int32), axis=0) == BLOCK_ROWS) & (place < row_count)

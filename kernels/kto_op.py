@@ -31,7 +31,8 @@ def _sample(draw: Draw) -> dict[str, Any]:
     """Inputs of realistic scale: logits of standard deviation 1.5, a reference model near the policy.
 
     Parameters that only shape the inputs: ``with_bias``; ``reference_from`` (``model``, ``logps`` or ``none``);
-    ``kl_from`` (``none``, ``scalar``, ``batch`` or ``sequences``); ``masked``, the largest share of a sequence that is prompt.
+    ``kl_from`` (``none``, ``scalar``, ``batch`` or ``sequences``); ``masked``, the largest share of a sequence that is
+    prompt.
     """
     B, T, H, V = (draw.dims[k] for k in "BTHV")
     p = draw.parameters
@@ -176,7 +177,12 @@ OP = Op(
             Point({"B": 1, "T": 1, "H": 1, "V": 1}),
             Point({"B": 2, "T": 128, "H": 256, "V": 512}, {"with_bias": True}),
             Point({"B": 2, "T": 129, "H": 257, "V": 1025}, {"average_log_prob": True, "masked": 1.0}),
-            Point({"B": 4, "T": 256, "H": 1024, "V": 32000}, {"kl_from": "sequences"}, without=_DETACHED_KL, devices=("cuda",)),
+            Point(
+                {"B": 4, "T": 256, "H": 1024, "V": 32000},
+                {"kl_from": "sequences"},
+                without=_DETACHED_KL,
+                devices=("cuda",),
+            ),
             *(
                 Point(dims, {"masked": 0.0}, checks=_PRODUCTION, dtypes=("bf16", "fp16", "fp32"), devices=("cuda",))
                 for V in (128_256, 151_936)

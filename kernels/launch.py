@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ktonum.errors import InputError
-from ktonum.kernels.block_sizes import BlockSizes, block_sizes
+from ktonum.kernels.block_sizes import BlockSizes, Kernel, block_sizes
 from ktonum.kernels.gradient_kernels import add_target_terms_kernel, probabilities_kernel
 from ktonum.kernels.logsumexp_kernels import reduce_tiles_kernel, tile_statistics_kernel
 from ktonum.kernels.products import accumulator_dtype
@@ -58,7 +59,18 @@ def slab_scale(dtype: torch.dtype) -> float:
     return 2.0**14 if dtype == torch.float16 else 1.0
 
 
-def _tile_options(input: Tensor, weight: Tensor, bias: Tensor | None, blocks: BlockSizes, allow_tf32: bool) -> dict[str, Any]:
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+def _blocks(operand: Tensor, kernel: Kernel) -> BlockSizes:
+    return block_sizes(operand.dtype, kernel, capability=_capability(operand.device), interpreted=INTERPRETED)
+
+
+def _tile_options(
+    input: Tensor, weight: Tensor, bias: Tensor | None, blocks: BlockSizes, allow_tf32: bool
+) -> dict[str, Any]:
     """The arguments that the logits kernels share."""
     options: dict[str, Any] = {
         "hidden": input.shape[1],
@@ -74,6 +86,7 @@ def _tile_options(input: Tensor, weight: Tensor, bias: Tensor | None, blocks: Bl
         "BLOCK_ROWS": blocks.rows,
         "BLOCK_COLUMNS": blocks.columns,
         "BLOCK_HIDDEN": blocks.hidden,
+        "PROMOTE": blocks.promote,
         "GROUP": blocks.group,
         "num_warps": blocks.warps,
         "num_stages": blocks.stages,
@@ -97,7 +110,7 @@ def token_logps(
         Log-probabilities and log-sum-exps, both (N,), float64.
     """
     rows, vocabulary = input.shape[0], weight.shape[0]
-    blocks = block_sizes(input.dtype, interpreted=INTERPRETED)
+    blocks = _blocks(input, "statistics")
     tiles = triton.cdiv(vocabulary, blocks.columns)
     wide = accumulator_dtype(input.dtype)
     tile_max = torch.empty((tiles, rows), dtype=wide, device=input.device)
@@ -136,7 +149,7 @@ def token_logps(
 
 def bias_partials(rows: int, weight: Tensor) -> Tensor:
     """Where `probabilities` puts the bias gradient of each row tile, (row tiles, V), in the accumulator's dtype."""
-    blocks = block_sizes(weight.dtype, interpreted=INTERPRETED)
+    blocks = _blocks(weight, "probabilities")
     shape = (triton.cdiv(rows, blocks.rows), weight.shape[0])
     return torch.empty(shape, dtype=accumulator_dtype(weight.dtype), device=weight.device)
 
@@ -164,7 +177,7 @@ def probabilities(
         coefficients: c_t, (N,), accumulator's dtype; only ``bias_sums`` contains them.
         bias_sums: From `bias_partials`, filled for the slab's columns with Σ_t c_t (1[v = y_t] − p_tv); None to skip.
     """
-    blocks = block_sizes(input.dtype, interpreted=INTERPRETED)
+    blocks = _blocks(input, "probabilities")
     rows, columns = slab.shape
     probabilities_kernel[(triton.cdiv(rows, blocks.rows) * triton.cdiv(columns, blocks.columns),)](
         input,
@@ -187,7 +200,7 @@ def probabilities(
 
 
 def add_target_terms(grad_weight: Tensor, input: Tensor, coefficients: Tensor, target: Tensor) -> None:
-    """``grad_weight[v] += Σ_{t: y_t = v} coefficients_t x_t``, deterministic, each row rounded once.
+    """``grad_weight[v] += Σ_{t: y_t = v} coefficients_t x_t``, deterministic.
 
     Args:
         grad_weight: (V, H), contiguous.

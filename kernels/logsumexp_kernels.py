@@ -34,8 +34,13 @@ def logits_tile(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
+    PROMOTE: tl.constexpr,
 ):
     """z = x Wᵀ + b for a (BLOCK_ROWS, BLOCK_COLUMNS) tile, accumulated in ACCUMULATOR (float32 or float64).
+
+    With PROMOTE > 0 the product restarts from zero every PROMOTE steps and its parts are added up outside. Tensor cores
+    truncate the sum at every step: at hidden size 4096 logits came out 4e-6 too small, every log-sum-exp with them, and
+    KTO adds up the log-sum-exps of a whole sequence.
 
     Out-of-range rows and columns read row or column 0 of the tensors, which exist; callers mask what they store.
     """
@@ -43,24 +48,35 @@ def logits_tile(
     safe_rows = tl.where(row_mask, rows, 0).to(tl.int64)
     safe_columns = tl.where(column_mask, columns, 0).to(tl.int64)
     x_ptrs = input_ptr + safe_rows[:, None] * stride_input_row + offsets[None, :].to(tl.int64) * stride_input_hidden
-    w_ptrs = weight_ptr + safe_columns[None, :] * stride_weight_row + offsets[:, None].to(tl.int64) * stride_weight_hidden
+    w_ptrs = (
+        weight_ptr + safe_columns[None, :] * stride_weight_row + offsets[:, None].to(tl.int64) * stride_weight_hidden
+    )
     step = tl.full((), BLOCK_HIDDEN, tl.int64)
+    part = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=ACCUMULATOR)
     z = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=ACCUMULATOR)
-    for start in range(0, hidden, BLOCK_HIDDEN):
+    for i in range(0, tl.cdiv(hidden, BLOCK_HIDDEN)):
         if EVEN_HIDDEN:
             x = tl.load(x_ptrs)
             w = tl.load(w_ptrs)
         else:
-            inside = start + offsets < hidden
+            inside = i * BLOCK_HIDDEN + offsets < hidden
             x = tl.load(x_ptrs, mask=inside[None, :], other=0.0)
             w = tl.load(w_ptrs, mask=inside[:, None], other=0.0)
         if UPCAST:
             # The interpreter's bfloat16 dot is wrong; the product of two upcast bfloat16 is exact in float32.
             x = x.to(tl.float32)
             w = w.to(tl.float32)
-        z = tl.dot(x, w, z, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+        if PROMOTE > 0:
+            part = tl.dot(x, w, part, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+            if i % PROMOTE == PROMOTE - 1:
+                z += part
+                part = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=ACCUMULATOR)
+        else:
+            z = tl.dot(x, w, z, input_precision=PRECISION, out_dtype=ACCUMULATOR)
         x_ptrs += step * stride_input_hidden
         w_ptrs += step * stride_weight_hidden
+    if PROMOTE > 0:
+        z += part
     if HAS_BIAS:
         z += tl.load(bias_ptr + safe_columns).to(ACCUMULATOR)[None, :]
     return z
@@ -101,6 +117,7 @@ def tile_statistics_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
+    PROMOTE: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     """For each row and vocabulary tile: m = max_v z_v and s = Σ_v exp(z_v − m); for each row: z at its target.
@@ -136,6 +153,7 @@ def tile_statistics_kernel(
         BLOCK_ROWS,
         BLOCK_COLUMNS,
         BLOCK_HIDDEN,
+        PROMOTE,
     )
     z = tl.where(column_mask[None, :], z, float("-inf"))
     maximum = tl.max(z, axis=1)

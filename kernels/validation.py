@@ -169,7 +169,9 @@ def _require_tensors(inputs: KTOInputs) -> None:
         if value is None and required:
             raise InputError(f"{field.name} is None: a KTO loss needs input, weight, target and preference_labels")
         if value is not None and not isinstance(value, Tensor):
-            raise InputError(f"{field.name} is a {type(value).__name__}: pass a torch.Tensor" + (" or None" * (not required)))
+            raise InputError(
+                f"{field.name} is a {type(value).__name__}: pass a torch.Tensor" + (" or None" * (not required))
+            )
 
 
 def _check_combinations(inputs: KTOInputs, config: KTOConfig) -> None:

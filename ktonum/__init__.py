@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ktonum.errors import InputError as InputError
     from ktonum.errors import KtonumError as KtonumError
     from ktonum.errors import ToleranceError as ToleranceError
-    from ktonum.gradient_check.result import GradcheckResult as GradcheckResult
     from ktonum.gradient_check.gradcheck import gradcheck as gradcheck
+    from ktonum.gradient_check.result import GradcheckResult as GradcheckResult
     from ktonum.op import Law as Law
     from ktonum.op import Op as Op
     from ktonum.results import CheckResult as CheckResult

@@ -119,7 +119,9 @@ def make_plan(settings: AuditSettings, device: str, folders: Sequence[Path] = ()
     ]
     names = ", ".join(op.name for op in ops)
     if not items:
-        raise UsageError(f"{names} has no case for {', '.join(dtypes)} on {device}: look at its points' dtypes and devices")
+        raise UsageError(
+            f"{names} has no case for {', '.join(dtypes)} on {device}: look at its points' dtypes and devices"
+        )
     if settings.only:
         kept = tuple(i for i in items if any(text in i.name for text in settings.only))
         if not kept:

@@ -18,7 +18,7 @@ from typing import IO
 from ktonum.errors import UsageError
 from ktonum.gpu_slots import GpuLease, lease_gpu, use_gpu, visible_gpus
 
-__all__ = ["AuditProcess", "context_lost", "resolve_device_kind", "worker_name"]
+__all__ = ["AuditProcess", "context_lost", "resolve_device_kind"]
 
 _VARIABLE = "KTONUM_AUDIT_RUN"
 
@@ -36,11 +36,6 @@ _FATAL = (
     "the launch timed out",
     "cudaErrorIllegalAddress",
 )
-
-
-def worker_name() -> str:
-    """xdist's name of this worker, e.g. ``gw0``; empty in any other process."""
-    return os.environ.get("PYTEST_XDIST_WORKER", "")
 
 
 def resolve_device_kind(device: str) -> str:
@@ -86,33 +81,37 @@ class AuditProcess:
         folder: Shared by the processes of the run, removed at its end.
         device: ``cpu`` or ``cuda``.
         gpus: The GPUs of the run; none on the CPU.
+        worker: xdist's name of this worker, e.g. ``gw0``; empty in the first process.
     """
 
     folder: Path
     device: str
     gpus: tuple[str, ...]
-    owner: bool
+    worker: str = ""
     lease: GpuLease | None = None
     _traces: IO[str] | None = None
 
     @classmethod
     def start(cls, device: str) -> AuditProcess:
-        """Join the run that the environment names in a worker, else begin one on ``device`` (`resolve_device_kind`).
+        """In a worker join its controller's run, else begin one on ``device`` (see `resolve_device_kind`).
 
         Raises:
             UsageError: The device cannot be used.
         """
-        if worker_name() and _VARIABLE in os.environ:
-            inherited = json.loads(os.environ[_VARIABLE])
-            process = cls(Path(inherited["folder"]), inherited["device"], tuple(inherited["gpus"]), owner=False)
-            if process.gpus:
-                process.lease = lease_gpu(process.folder, process.gpus)
-                use_gpu(process.lease, process.gpus)
+        inherited = json.loads(os.environ.get(_VARIABLE, "{}"))
+        # By the parent: a process that an audited test starts inherits the variables of a worker, but is none.
+        if inherited.get("controller") == os.getppid() and "PYTEST_XDIST_WORKER" in os.environ:
+            folder, gpus = Path(inherited["folder"]), tuple(inherited["gpus"])
+            process = cls(folder, inherited["device"], gpus, os.environ["PYTEST_XDIST_WORKER"])
+            if gpus:
+                process.lease = lease_gpu(folder, gpus)
+                use_gpu(process.lease, gpus)
         else:
             kind = resolve_device_kind(device)
             gpus = visible_gpus() if kind == "cuda" else ()
-            process = cls(Path(tempfile.mkdtemp(prefix="ktonum-run-")), kind, gpus, owner=True)
-            os.environ[_VARIABLE] = json.dumps({"folder": str(process.folder), "device": kind, "gpus": gpus})
+            process = cls(Path(tempfile.mkdtemp(prefix="ktonum-run-")), kind, gpus)
+            run = {"controller": os.getpid(), "folder": str(process.folder), "device": kind, "gpus": gpus}
+            os.environ[_VARIABLE] = json.dumps(run)
         if process.device == "cpu":
             # Triton decides when a kernel is defined whether its interpreter runs it.
             os.environ["TRITON_INTERPRET"] = "1"
@@ -120,7 +119,7 @@ class AuditProcess:
 
     def finish(self) -> None:
         """Remove the run's folder, where this process made it."""
-        if self.owner:
+        if not self.worker:
             os.environ.pop(_VARIABLE, None)
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -133,12 +132,12 @@ class AuditProcess:
 
         By a thread of the interpreter's own, for a hung kernel may never return to Python.
         """
-        if seconds > 0 and worker_name():
+        if seconds > 0 and self.worker:
             faulthandler.dump_traceback_later(seconds, exit=True, file=self._trace_file())
 
     def lift_limit(self) -> None:
         """The work of `limit_time` was done."""
-        if worker_name():
+        if self.worker:
             faulthandler.cancel_dump_traceback_later()
 
     def crash_trace(self, worker: str) -> str:
@@ -148,5 +147,5 @@ class AuditProcess:
 
     def _trace_file(self) -> IO[str]:
         if self._traces is None:
-            self._traces = (self.folder / f"{worker_name()}.trace").open("w", encoding="utf-8")
+            self._traces = (self.folder / f"{self.worker}.trace").open("w", encoding="utf-8")
         return self._traces

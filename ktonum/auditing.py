@@ -32,7 +32,9 @@ def resolve_device(device: str) -> str:
         return "cpu"
     if kind == "cuda" and (not index or index.isdigit()):
         if not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count():
-            raise UsageError(f"device {device!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
+            raise UsageError(
+                f"device {device!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices; use cpu"
+            )
         return "cuda"
     raise UsageError(f"unknown device {device!r}: use auto, cpu, cuda or cuda:N")
 

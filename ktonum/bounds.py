@@ -1,8 +1,8 @@
 r"""Bounds on rounding errors, and how measured errors are held against them.
 
 The model is Higham and Mary's (2019, SIAM J. Sci. Comput. 41(5), A2815, Model 2.1): every operation errs by a relative
-:math:`\delta`, :math:`|\delta| \le u`, and the errors are independent with mean zero. By Hoeffding's inequality a sum of
-independent errors of amplitudes :math:`a_k` exceeds :math:`\lambda \sqrt{\sum a_k^2}` with probability at most
+:math:`\delta`, :math:`|\delta| \le u`, and the errors are independent with mean zero. By Hoeffding's inequality a sum
+of independent errors of amplitudes :math:`a_k` exceeds :math:`\lambda \sqrt{\sum a_k^2}` with probability at most
 :math:`2 \exp(-\lambda^2/2)`. Errors that elements share (one wrong coefficient for a whole sequence) do not average
 out; they are bounded apart and add up linearly.
 """

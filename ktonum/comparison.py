@@ -70,7 +70,9 @@ def compare(*, actual: Tensor, expected: Tensor, dtype: torch.dtype | str | None
         InputError: Shapes differ, or a tensor is not floating.
     """
     if actual.shape != expected.shape:
-        raise InputError(f"actual has shape {tuple(actual.shape)} and expected {tuple(expected.shape)}: compare like with like")
+        raise InputError(
+            f"actual has shape {tuple(actual.shape)} and expected {tuple(expected.shape)}: compare like with like"
+        )
     if not (actual.is_floating_point() and expected.is_floating_point()):
         raise InputError(f"actual is {actual.dtype} and expected {expected.dtype}: pass floating tensors")
     if isinstance(dtype, str):

@@ -135,13 +135,17 @@ class CaseContext:
         expected = self.oracle.tensors()
         for name, gradient in self.oracle.gradients.items():
             if gradient is not None and result.gradients.get(name) is None:
-                raise CandidateError(f"gave no gradient for {name!r}, and the reference's is not zero: autograd lost it")
+                raise CandidateError(
+                    f"gave no gradient for {name!r}, and the reference's is not zero: autograd lost it"
+                )
         for name, output in self.oracle.outputs.items():
             if name not in result.outputs:
                 raise CandidateError(f"returned no {name!r}: it returned {', '.join(result.outputs)}")
             mine = result.outputs[name]
             if mine is not None and output is not None and mine.shape != output.shape:
-                raise CandidateError(f"{name!r} has shape {tuple(mine.shape)}: the reference's is {tuple(output.shape)}")
+                raise CandidateError(
+                    f"{name!r} has shape {tuple(mine.shape)}: the reference's is {tuple(output.shape)}"
+                )
         actual = result.tensors()
         return {name: tensor for name, tensor in expected.items() if name in actual}
 

@@ -6,7 +6,15 @@ tell a wrong argument from a wrong kernel.
 
 from __future__ import annotations
 
-__all__ = ["CandidateError", "GradcheckError", "InputError", "KtonumError", "TableError", "ToleranceError", "UsageError"]
+__all__ = [
+    "CandidateError",
+    "GradcheckError",
+    "InputError",
+    "KtonumError",
+    "TableError",
+    "ToleranceError",
+    "UsageError",
+]
 
 
 class KtonumError(Exception):

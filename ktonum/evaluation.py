@@ -54,7 +54,9 @@ def named_outputs(returned: Any) -> dict[str, Tensor | None]:
     elif isinstance(returned, Sequence) and not isinstance(returned, str):
         returned = {f"output{i}": r for i, r in enumerate(returned)}
     if not isinstance(returned, Mapping):
-        raise CandidateError(f"returned a {type(returned).__name__}: return a tensor, a sequence or a mapping of tensors")
+        raise CandidateError(
+            f"returned a {type(returned).__name__}: return a tensor, a sequence or a mapping of tensors"
+        )
     for name, value in returned.items():
         if value is not None and not isinstance(value, Tensor):
             raise CandidateError(f"output {name!r} is a {type(value).__name__}: return tensors, or None for no output")
@@ -100,11 +102,17 @@ def evaluate(
     for name, cotangent in upstream.items():
         output = outputs.get(name)
         if output is None:
-            raise CandidateError(f"returned no {name!r}: it returned {', '.join(k for k in outputs if outputs[k] is not None)}")
+            raise CandidateError(
+                f"returned no {name!r}: it returned {', '.join(k for k in outputs if outputs[k] is not None)}"
+            )
         if output.shape != cotangent.shape:
-            raise CandidateError(f"{name!r} has shape {tuple(output.shape)}: the reference's is {tuple(cotangent.shape)}")
+            raise CandidateError(
+                f"{name!r} has shape {tuple(output.shape)}: the reference's is {tuple(cotangent.shape)}"
+            )
         if not output.requires_grad:
-            raise CandidateError(f"{name!r} carries no gradient, although the reference's does: it was detached on the way")
+            raise CandidateError(
+                f"{name!r} carries no gradient, although the reference's does: it was detached on the way"
+            )
         roots.append(output)
         cotangents.append(cotangent.to(output.dtype))
     gradients = torch.autograd.grad(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Law", "Op", "load_object"]
 
+
 @dataclass(frozen=True)
 class Law:
     """An equation between runs of the candidate.

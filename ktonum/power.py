@@ -30,7 +30,7 @@ def power_of(probe: Probe, standard: str) -> tuple[Power, ...]:
     powers = []
     if bool(tensor.any()):
         defect = f"{probe.name} scaled by 1 + size"
-        powers.append(Power(defect, _search(probe, standard, lambda t, size: (t.double() * (1 + size)))))
+        powers.append(Power(defect, _search(probe, standard, lambda t, size: t.double() * (1 + size))))
     if tensor.numel() > 1 or not powers:
         root = float(tensor.double().square().mean().sqrt()) or 1.0
         unit = "its root mean square" if bool(tensor.any()) else "one"
@@ -47,7 +47,7 @@ def _flagged(probe: Probe, standard: str, planted: Tensor) -> bool:
 
 
 def _search(probe: Probe, standard: str, plant: Callable[[Tensor, float], Tensor]) -> float | None:
-    """The smallest flagged size to a factor of `_RESOLUTION`, by bisection of its logarithm; None if none is flagged."""
+    """The smallest flagged size to a factor of `_RESOLUTION`, by bisection of its logarithm; None if there is none."""
     if not _flagged(probe, standard, plant(probe.actual, _LARGEST)):
         return None
     low, high = _SMALLEST, _LARGEST

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ __all__ = ["CheckResult", "Measurement", "Power", "Report", "Verdict"]
 SCHEMA = "ktonum-report/1"
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """The answer to one check on one case."""
 
     PASS = "PASS"

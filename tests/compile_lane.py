@@ -29,7 +29,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ktonum.kernels import launch
-from ktonum.kernels.block_sizes import block_sizes
+from ktonum.kernels.block_sizes import Kernel, block_sizes
 from ktonum.kernels.gradient_kernels import add_target_terms_kernel, probabilities_kernel
 from ktonum.kernels.logsumexp_kernels import reduce_tiles_kernel, tile_statistics_kernel
 from ktonum.kernels.products import accumulator_dtype
@@ -66,10 +66,25 @@ class Variant:
         return ASTSource(self.kernel, signature, constants, divisible)
 
 
-def variants() -> Iterator[Variant]:
+def tiles(dtype: torch.dtype, kernel: Kernel, capability: int) -> tuple[dict[str, Any], dict[str, int]]:
+    """Constants and options of a logits kernel, with the block sizes of the launcher."""
+    blocks = block_sizes(dtype, kernel, capability=divmod(capability, 10))
+    constants = {
+        "UPCAST": False,
+        "ACCUMULATOR": launch._ACCUMULATORS[accumulator_dtype(dtype)],
+        "PRECISION": "ieee",
+        "BLOCK_ROWS": blocks.rows,
+        "BLOCK_COLUMNS": blocks.columns,
+        "BLOCK_HIDDEN": blocks.hidden,
+        "PROMOTE": blocks.promote,
+        "GROUP": blocks.group,
+    }
+    return constants, {"num_warps": blocks.warps, "num_stages": blocks.stages}
+
+
+def variants(capability: int) -> Iterator[Variant]:
     """Every kernel in every dtype with the block sizes of the launcher."""
     for dtype, pointee in _POINTEES.items():
-        blocks = block_sizes(dtype)
         wide = accumulator_dtype(dtype)
         accumulator = _POINTEES[wide]
         operands = {f"{n}_ptr": f"*{pointee}" for n in ("input", "weight", "bias")} | {"target_ptr": "*i64"}
@@ -80,16 +95,8 @@ def variants() -> Iterator[Variant]:
             "slab_ptr": f"*{_POINTEES[launch.slab_dtype(dtype)]}",
             "bias_partial_ptr": f"*{accumulator}",
         }
-        tile = {
-            "UPCAST": False,
-            "ACCUMULATOR": launch._ACCUMULATORS[wide],
-            "PRECISION": "ieee",
-            "BLOCK_ROWS": blocks.rows,
-            "BLOCK_COLUMNS": blocks.columns,
-            "BLOCK_HIDDEN": blocks.hidden,
-            "GROUP": blocks.group,
-        }
-        options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
+        tile, options = tiles(dtype, "statistics", capability)
+        backward_tile, backward_options = tiles(dtype, "probabilities", capability)
         for aligned in (True, False):
             # Each branch is compiled once: with a bias where nothing is aligned, without one where everything is.
             # Strided float16 differs from bfloat16 in nothing but the instructions' names.
@@ -101,11 +108,11 @@ def variants() -> Iterator[Variant]:
             if dtype == torch.float32 and aligned:
                 asked = tile | bias | {"PRECISION": "tf32"}
                 yield Variant(tile_statistics_kernel, dtype, forward, asked, options, aligned, "aligned, tf32")
-            gradient = tile | bias | {"BIAS_GRADIENT": not aligned, "SLAB_SCALE": launch.slab_scale(dtype)}
-            yield Variant(probabilities_kernel, dtype, backward, gradient, options, aligned, label)
+            gradient = backward_tile | bias | {"BIAS_GRADIENT": not aligned, "SLAB_SCALE": launch.slab_scale(dtype)}
+            yield Variant(probabilities_kernel, dtype, backward, gradient, backward_options, aligned, label)
         targets = {f"{n}_ptr": f"*{pointee}" for n in ("grad_weight", "input")} | {"coefficient_ptr": f"*{accumulator}"}
         targets |= {"target_ptr": "*i64", "order_ptr": "*i64"}
-        constants = {"ACCUMULATOR": launch._ACCUMULATORS[wide], "BLOCK_ROWS": 8, "BLOCK_HIDDEN": 256}
+        constants = {"ACCUMULATOR": launch._ACCUMULATORS[wide], "BLOCK_ROWS": 32, "BLOCK_HIDDEN": 64}
         yield Variant(add_target_terms_kernel, dtype, targets, constants, {}, True, "aligned")
         if dtype in (torch.float32, torch.float64):
             reduce = {f"{n}_ptr": f"*{accumulator}" for n in ("tile_max", "tile_sum", "target_logit")}
@@ -151,7 +158,7 @@ def main(capabilities: list[int]) -> None:
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
         for capability in capabilities:
-            for variant in variants():
+            for variant in variants(capability):
                 sys.stdout.write(json.dumps(build(variant, capability)) + "\n")
                 sys.stdout.flush()
 

@@ -51,8 +51,8 @@ def test_every_kernel_compiles(capability: int) -> None:
     for line in lines:
         assert line["cubin"] > 0
         assert line["shared"] <= SHARED_MEMORY[capability], line
-        # 64-bit offsets into everything that has two dimensions.
-        assert not line["narrow_offsets"], line
+        # Strides times indices take 64 bits; the other kernels add plain column indices to 64-bit row offsets.
+        assert not (line["kernel"] in LOGITS_KERNELS and line["narrow_offsets"]), line
         if line["variant"] == "aligned" and line["kernel"] in LOGITS_KERNELS and line["registers"] is not None:
             # Some spilling into L1 is harmless; a tile that does not fit spills kilobytes.
             assert line["registers"] <= 255
@@ -73,7 +73,7 @@ def test_the_lane_notices_what_it_is_for() -> None:
 import dataclasses, sys
 sys.path.append({str(SCRIPT.parent)!r})
 import compile_lane as lane
-variant = next(lane.variants())
+variant = next(lane.variants(90))
 wrong = dataclasses.replace(variant, constexprs=variant.constexprs | dict(BLOCK_ROWS=100))
 print(lane.build(wrong, 80)["error"])
 print([bool(lane.NARROW_OFFSET.search(line)) for line in ({NARROW!r}, {NARROW.replace("i32", "i64")!r})])

@@ -45,7 +45,5 @@ def checks_for(op: Op, case: Case) -> tuple[Check, ...]:
     if unknown:
         raise UsageError(f"unknown check {', '.join(sorted(unknown))}: use {', '.join(c.name for c in known)}")
     return tuple(
-        c
-        for c in known
-        if c.applies(op, case) and (not asked or c.name in asked) and c.name not in case.point.without
+        c for c in known if c.applies(op, case) and (not asked or c.name in asked) and c.name not in case.point.without
     )

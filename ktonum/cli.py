@@ -1,0 +1,146 @@
+"""The command line: ``ktonum``.
+
+Commands parse their arguments here and do their work elsewhere, imported when it is needed: ``ktonum --help`` loads
+neither torch nor pytest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from ktonum import __version__
+from ktonum.audit_command import AuditRequest, audit_command
+from ktonum.audit_plan import AuditSettings
+from ktonum.errors import UsageError
+
+__all__ = ["app", "main"]
+
+#: Ops that come with ktonum.
+SHIPPED = {"kto": "ktonum.kernels.kto_op:OP"}
+
+app = typer.Typer(
+    help="Numerics audits for GPU kernels: is it right, and would the test have noticed if it were not?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ktonum {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def audit(
+    op: Annotated[str, typer.Argument(help=f"{', '.join(SHIPPED)}, module:attr or path/file.py:attr.")] = "kto",
+    candidate: Annotated[
+        str | None, typer.Option(help="Audit this instead: a name the op knows, module:attr or path/file.py:attr.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="bf16, fp16, fp32, fp64, comma-separated [default: all]")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    profile: Annotated[str, typer.Option(help="quick or full")] = "quick",
+    standard: Annotated[str, typer.Option(help="precise or eager")] = "precise",
+    workers: Annotated[
+        str, typer.Option("-n", metavar="N", help="Worker processes; auto: one a GPU, else one a core; 0: none")
+    ] = "auto",
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report as JSON.")] = None,
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report as one HTML page.")] = None,
+    junit: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report as JUnit XML.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="INCONCLUSIVE verdicts fail.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Only items whose CASE::CHECK contains TEXT; repeatable.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=0.0, help="Seconds a worker may take over one item before it counts as hung; 0: any.")
+    ] = 600.0,
+) -> None:
+    """Run every check on every case of an op. Exit status 0: all passed; 1: not all; 2: wrong usage."""
+    settings = AuditSettings(
+        targets=(_op_target(op),),
+        candidate=candidate,
+        dtypes=dtype,
+        device=device,
+        profile=profile,
+        standard=standard,
+        only=tuple(only or ()),
+    )
+    request = AuditRequest(
+        settings, op=op, workers=workers, json=json, html=html, junit=junit, strict=strict, timeout=timeout
+    )
+    raise typer.Exit(audit_command(request))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has and lacks for audits. Exit status 1: an audit cannot run here."""
+    from ktonum.doctor import examine
+
+    raise typer.Exit(examine())
+
+
+def _op_target(op: str) -> str:
+    if op in SHIPPED:
+        return SHIPPED[op]
+    if ":" not in op:
+        near = difflib.get_close_matches(op, SHIPPED, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(
+            f"unknown op {op!r}: use {' or '.join(SHIPPED)}, or name yours as module:attr or path/file.py:attr{hint}"
+        )
+    return op
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Args:
+        arguments: Instead of ``sys.argv[1:]``.
+
+    Raises:
+        SystemExit: Always; with status 2 after one line on standard error when the usage was wrong.
+    """
+    try:
+        status = app(args=None if arguments is None else list(arguments), prog_name="ktonum", standalone_mode=False)
+    except UsageError as error:
+        sys.exit(_refuse(str(error)))
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        # The parser's own errors: an unknown option, a missing value. Its class has moved between typer's versions.
+        describe = getattr(error, "format_message", None)
+        if describe is None:
+            raise
+        message = describe()
+        if not message:  # no_args_is_help has printed the help
+            sys.exit(2)
+        sys.exit(_refuse(f"{message.rstrip('.')}; see ktonum --help"))
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _refuse(message: str) -> int:
+    line = " ".join(message.split())
+    typer.echo(f"ktonum: {line}", err=True)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""An audit as one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import importlib
+from importlib import resources
+from pathlib import Path
+
+from ktonum.errors import UsageError
+from ktonum.report.summary import (
+    CaseName,
+    closing_sentence,
+    findings,
+    format_measured,
+    inconclusive_reasons,
+    matrix,
+    measured,
+    power_rows,
+    standards,
+    weakest_power,
+)
+from ktonum.results import CheckResult, Report
+
+__all__ = ["write_html"]
+
+
+def write_html(report: Report, path: str | Path, *, planned: int | None = None, strict: bool = False) -> None:
+    """Write the report as a page.
+
+    Args:
+        report: The results.
+        path: The file to write.
+        planned: How many results were expected; None for as many as there are.
+        strict: Whether INCONCLUSIVE fails.
+
+    Raises:
+        UsageError: jinja2 is not installed.
+    """
+    try:
+        jinja2 = importlib.import_module("jinja2")
+    except ImportError as error:
+        raise UsageError("an HTML report needs jinja2, which is not installed: pip install 'ktonum[report]'") from error
+    source = resources.files("ktonum.report").joinpath("audit.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    results = report.results
+    sentence = closing_sentence(report, planned=len(results) if planned is None else planned, strict=strict)
+    page = environment.from_string(source).render(
+        sentence=sentence,
+        passed=sentence.startswith("The audit passes"),
+        environment=report.environment,
+        matrix=matrix(results),
+        standards=standards(results),
+        findings=findings(results),
+        inconclusive=inconclusive_reasons(results),
+        power=[{"check": r.check, "defect": r.defect, "cells": dict(r.cells)} for r in power_rows(results)],
+        rows=[_row(r) for r in results],
+    )
+    Path(path).write_text(page, encoding="utf-8")
+
+
+def _row(result: CheckResult) -> dict[str, object]:
+    power = weakest_power(result)
+    return {
+        "verdict": "vacuous" if result.vacuous else result.verdict.value,
+        "check": result.check,
+        "case": CaseName.read(result.case),
+        "name": result.case,
+        "measured": measured(result),
+        "power": "" if power is None else f"{power.size:.1e} ({power.defect})",
+        "meets": ", ".join(result.meets),
+        "reason": result.reason,
+        "details": result.details,
+        "measurements": [(format_measured(m), m.where, m.bound_source, m.within) for m in result.measurements],
+        "powers": [(p.defect, "not flagged" if p.size is None else f"{p.size:.1e}") for p in result.power],
+    }

@@ -1,0 +1,327 @@
+"""What an audit's results amount to, in words and small tables; terminal and HTML show the same.
+
+A leaf like `ktonum.results`: text and numbers, neither torch nor a terminal.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from ktonum.cases import DTYPES
+from ktonum.results import CheckResult, Measurement, Power, Report, Verdict
+
+__all__ = [
+    "CaseName",
+    "Finding",
+    "Matrix",
+    "PowerRow",
+    "closing_sentence",
+    "defect_kind",
+    "findings",
+    "format_measured",
+    "inconclusive_reasons",
+    "matrix",
+    "measured",
+    "power_rows",
+    "standards",
+    "weakest_power",
+]
+
+STANDARDS = ("precise", "eager")
+_CASE = re.compile(r"(?P<op>[^\[]+)\[(?P<dims>.*)\]-(?P<dtype>[a-z0-9]+)-(?P<device>cpu|cuda)(-(?P<distribution>.*))?")
+
+
+@dataclass(frozen=True)
+class CaseName:
+    """A case's name taken apart; a name of another form is all ``dims``."""
+
+    op: str
+    dims: str
+    dtype: str
+    device: str
+    distribution: str
+
+    @classmethod
+    def read(cls, name: str) -> CaseName:
+        """The parts of ``Case.name``."""
+        match = _CASE.fullmatch(name)
+        if match is None:
+            return cls("", name, "", "", "")
+        return cls(match["op"], match["dims"], match["dtype"], match["device"], match["distribution"] or "")
+
+    @property
+    def short(self) -> str:
+        """Dtype, dims and, if it is not the normal one, distribution."""
+        tail = f" ({self.distribution})" if self.distribution else ""
+        return f"{self.dtype} {self.dims}{tail}".strip()
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Verdicts by check and dtype: for each check a cell's text by dtype, and whether it fails."""
+
+    dtypes: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, seen in one or more results.
+
+    Attributes:
+        check: The check that failed.
+        headline: What happened and how often.
+        lines: The worst of each dtype, or the start of a traceback.
+        example: The worst result.
+    """
+
+    check: str
+    headline: str
+    lines: tuple[str, ...]
+    example: CheckResult
+
+
+@dataclass(frozen=True)
+class PowerRow:
+    """The smallest flagged defects of a kind, of one check or several that say the same: ``(dtype, text)``."""
+
+    check: str
+    defect: str
+    cells: tuple[tuple[str, str], ...]
+
+
+def measured(result: CheckResult) -> str:
+    """The worst measurement as ``name = value / bound``; empty when there is none."""
+    return "" if result.worst is None else format_measured(result.worst)
+
+
+def format_measured(m: Measurement) -> str:
+    """``name = value / bound``, with the unit where it is one."""
+    unit = "" if m.unit in ("1", "bound") else f" {m.unit}"
+    return f"{m.name} = {m.value:.3g} / {m.bound:.3g}{unit}"
+
+
+def defect_kind(defect: str) -> str:
+    """The kind of a planted defect: ``scaling``, ``one element``, or the defect as it was called."""
+    if "scaled by" in defect:
+        return "scaling"
+    return "one element" if "one element" in defect else defect
+
+
+def weakest_power(result: CheckResult) -> Power | None:
+    """The largest of the smallest flagged sizes: a scaling this large is flagged in whichever tensor it is planted.
+
+    Of scalings, or where none was planted of all defects; None when nothing was planted or flagged.
+    """
+    flagged = [p for p in result.power if p.size is not None]
+    scalings = [p for p in flagged if defect_kind(p.defect) == "scaling"]
+    return max(scalings or flagged, key=lambda p: p.size or 0.0, default=None)
+
+
+def matrix(results: Sequence[CheckResult]) -> Matrix:
+    """Verdicts by check and dtype. A cell's second part is its worst verdict."""
+    dtypes = _dtypes(results)
+    rows = []
+    for check in _checks(results):
+        cells = []
+        for dtype in dtypes:
+            here = [r for r in results if r.check == check and CaseName.read(r.case).dtype == dtype]
+            cells.append(_cell(here))
+        rows.append((check, tuple(cells)))
+    return Matrix(dtypes, tuple(rows))
+
+
+def _cell(results: Sequence[CheckResult]) -> tuple[str, str]:
+    if not results:
+        return "", ""
+    tests: tuple[tuple[str, Callable[[CheckResult], bool]], ...] = (
+        ("ERROR", lambda r: r.verdict is Verdict.ERROR),
+        ("FAIL", lambda r: r.verdict is Verdict.FAIL),
+        ("vacuous", lambda r: r.vacuous),
+        ("INCONCLUSIVE", lambda r: r.verdict is Verdict.INCONCLUSIVE),
+        ("PASS", lambda r: r.verdict is Verdict.PASS and not r.vacuous),
+    )
+    counts = [(name, sum(map(test, results))) for name, test in tests]
+    present = [(name, count) for name, count in counts if count]
+    if len(present) == 1:
+        name, count = present[0]
+        return f"{count} {name}", name
+    return ", ".join(f"{count} {name}" for name, count in present), present[0][0]
+
+
+def standards(results: Sequence[CheckResult]) -> tuple[tuple[str, str], ...]:
+    """For each standard where it is met and where it is missed, by dtype; results that cannot tell do not count."""
+    lines = []
+    for standard in STANDARDS:
+        met, missed = [], []
+        for dtype in _dtypes(results):
+            here = [
+                r
+                for r in results
+                if CaseName.read(r.case).dtype == dtype and (r.meets or r.verdict in (Verdict.FAIL, Verdict.ERROR))
+            ]
+            checks = list(dict.fromkeys(r.check for r in here if standard not in r.meets))
+            if checks:
+                missed.append(f"{dtype or 'all'} ({', '.join(checks)})")
+            elif here:
+                met.append(dtype or "all")
+        parts = [f"met in {', '.join(met)}"] * bool(met) + [f"missed in {'; '.join(missed)}"] * bool(missed)
+        if parts:
+            lines.append((standard, "; ".join(parts)))
+    return tuple(lines)
+
+
+def findings(results: Sequence[CheckResult]) -> tuple[Finding, ...]:
+    """The failures, those that say the same put together."""
+    found = []
+    for check in _checks(results):
+        asked = [r for r in results if r.check == check]
+        failed = [r for r in asked if r.verdict is Verdict.FAIL]
+        if failed:
+            found.append(_failure(check, failed, asked))
+        vacuous = [r for r in asked if r.vacuous]
+        if vacuous:
+            head = (
+                f"{check} is vacuous on {_share(vacuous, asked)}: no planted defect fails it, so its PASS says nothing"
+            )
+            found.append(Finding(check, head, tuple(f"{CaseName.read(r.case).short}" for r in vacuous[:3]), vacuous[0]))
+    # One exception is often met by every check: said once.
+    errors: dict[str, list[CheckResult]] = {}
+    for r in results:
+        if r.verdict is Verdict.ERROR:
+            errors.setdefault(r.reason, []).append(r)
+    for reason, group in errors.items():
+        checks = _checks(group)
+        asked = [r for r in results if r.check in checks]
+        named = ", ".join(checks) if len(checks) < len(_checks(results)) or len(checks) == 1 else "every check"
+        head = f"{named}: ERROR on {_share(group, asked, 'verdict')}: {reason}"
+        tail = tuple(line for line in group[0].details.rstrip().splitlines()[-3:] if line.strip())
+        found.append(Finding(checks[0], head, (f"first in {CaseName.read(group[0].case).short}", *tail), group[0]))
+    return tuple(found)
+
+
+def _failure(check: str, failed: Sequence[CheckResult], asked: Sequence[CheckResult]) -> Finding:
+    worst = max(failed, key=_use)
+    lines = []
+    for dtype in _dtypes(failed):
+        here = [r for r in failed if CaseName.read(r.case).dtype == dtype]
+        r = max(here, key=_use)
+        of = sum(CaseName.read(a.case).dtype == dtype for a in asked)
+        lines.append(f"{dtype or 'case'}: {len(here)} of {of} cases; worst {_sentence(r)}")
+    return Finding(check, f"{check} fails on {_share(failed, asked)}", tuple(lines), worst)
+
+
+def _sentence(result: CheckResult) -> str:
+    """E.g. ``loss/relative = 0.02, 650 × the 3e-05 granted (rounding analysis), at [3], in B=3,T=65``."""
+    m = result.worst
+    where = CaseName.read(result.case)
+    if m is None:
+        return f"{result.reason} in {where.dims}"
+    unit = "" if m.unit in ("1", "bound") else f" {m.unit}"
+    if m.unit == "bound":
+        granted = f"{m.name}: {m.value:.3g} × its bound"
+    elif m.bound > 0:
+        granted = f"{m.name} = {m.value:.3g}{unit}, {m.use:.3g} × the {m.bound:.3g} granted"
+    else:
+        granted = f"{m.name} = {m.value:.3g}{unit}, where none is granted"
+    source = f" ({m.bound_source})" if m.bound_source else ""
+    at = f", at {m.where}" if m.where else ""
+    return f"{granted}{source}{at}, in {where.dims}" + (f" ({where.distribution})" if where.distribution else "")
+
+
+def inconclusive_reasons(results: Sequence[CheckResult]) -> tuple[str, ...]:
+    """Why checks could not tell, each reason once."""
+    groups: dict[tuple[str, str], list[CheckResult]] = {}
+    for r in results:
+        if r.verdict is Verdict.INCONCLUSIVE:
+            groups.setdefault((r.check, r.reason), []).append(r)
+    return tuple(
+        f"{check}: {reason} ({len(group)} case{'s' * (len(group) > 1)}: {', '.join(_dtypes(group))})"
+        for (check, reason), group in groups.items()
+    )
+
+
+def power_rows(results: Sequence[CheckResult]) -> tuple[PowerRow, ...]:
+    """The smallest flagged defects: median and, where it differs, worst over cases and tensors, by check and dtype.
+
+    Checks with the same figures share a row.
+    """
+    dtypes = _dtypes(results)
+    rows = []
+    for check in _checks(results):
+        kinds: dict[str, dict[str, list[float | None]]] = {}
+        for r in results:
+            if r.check == check and r.verdict is Verdict.PASS:
+                for p in r.power:
+                    by_dtype = kinds.setdefault(defect_kind(p.defect), {})
+                    by_dtype.setdefault(CaseName.read(r.case).dtype, []).append(p.size)
+        for kind, by_dtype in kinds.items():
+            cells = tuple((d, _sizes(by_dtype[d])) for d in dtypes if d in by_dtype)
+            rows.append(PowerRow(check, kind, cells))
+    merged: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
+    for row in rows:
+        merged.setdefault((row.defect, row.cells), []).append(row.check)
+    return tuple(PowerRow(", ".join(checks), defect, cells) for (defect, cells), checks in merged.items())
+
+
+def _sizes(sizes: Sequence[float | None]) -> str:
+    flagged = [s for s in sizes if s is not None]
+    if not flagged:
+        return "none flagged"
+    median, worst = _size(statistics.median(flagged)), _size(max(flagged))
+    text = median if median == worst else f"{median} ({worst})"
+    missed = len(sizes) - len(flagged)
+    return f"{text}, {missed} not flagged" if missed else text
+
+
+def _size(size: float) -> str:
+    # The search for the smallest defect starts at 1e-17; a tensor of zeros shows any.
+    return "any" if size < 2e-17 else f"{size:.0e}"
+
+
+def closing_sentence(report: Report, *, planned: int, strict: bool = False) -> str:
+    """One sentence that says how the audit ended."""
+    counts = report.counts()
+    unmeasured = planned - len(report.results)
+    parts = [
+        f"{counts['PASS'] - counts['vacuous']} passed",
+        *(
+            f"{counts[v.value]} {v.value}"
+            for v in (Verdict.FAIL, Verdict.ERROR, Verdict.INCONCLUSIVE)
+            if counts[v.value]
+        ),
+        *([f"{counts['vacuous']} vacuous"] if counts["vacuous"] else []),
+        *([f"{unmeasured} not run"] if unmeasured > 0 else []),
+    ]
+    if report.failures:
+        word = "The audit fails"
+    elif unmeasured > 0:
+        word = "The audit is unfinished"
+    elif not any(r.verdict is Verdict.PASS for r in report.results):
+        word = "The audit decided nothing, and fails"
+    elif strict and report.inconclusive:
+        word = "The audit fails, for --strict was given"
+    else:
+        word = "The audit passes"
+    return f"{word}: {', '.join(parts)}."
+
+
+def _use(result: CheckResult) -> float:
+    return 0.0 if result.worst is None else result.worst.use
+
+
+def _share(some: Sequence[CheckResult], asked: Sequence[CheckResult], what: str = "case") -> str:
+    return f"{len(some)} of {len(asked)} {what}{'s' * (len(asked) > 1)}"
+
+
+def _dtypes(results: Iterable[CheckResult]) -> tuple[str, ...]:
+    """Dtypes in the usual order, others last."""
+    seen = dict.fromkeys(CaseName.read(r.case).dtype for r in results)
+    return (*(d for d in DTYPES if d in seen), *(d for d in seen if d not in DTYPES))
+
+
+def _checks(results: Iterable[CheckResult]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(r.check for r in results))

@@ -1,0 +1,212 @@
+"""An audit on the terminal: a line for each verdict, a progress bar where one can be drawn, and a closing summary."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ktonum.report.summary import (
+    CaseName,
+    closing_sentence,
+    defect_kind,
+    findings,
+    inconclusive_reasons,
+    matrix,
+    measured,
+    power_rows,
+    standards,
+    weakest_power,
+)
+from ktonum.results import CheckResult, Report, Verdict
+
+__all__ = ["AuditView", "make_console", "print_summary", "verdict_line"]
+
+_STYLES = {
+    "PASS": "green",
+    "FAIL": "bold red",
+    "ERROR": "bold magenta",
+    "INCONCLUSIVE": "yellow",
+    "vacuous": "bold red",
+}
+# What a log file is laid out for, which has no width of its own.
+_LOG_WIDTH = 120
+
+
+def make_console() -> Console:
+    """A console on standard output, that goes on reaching it while pytest captures what candidates print."""
+    file, terminal = sys.stdout, sys.stdout.isatty()
+    try:
+        # Characters that the encoding lacks must not end an audit.
+        file = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding=sys.stdout.encoding, errors="replace", buffering=1)
+    except (OSError, ValueError):
+        pass  # No real file, as under a test's capture.
+    width = None if terminal or "COLUMNS" in os.environ else _LOG_WIDTH
+    return Console(file=file, width=width, highlight=False, soft_wrap=False)
+
+
+class AuditView:
+    """What is seen while an audit runs. A context manager: the progress bar is gone when it ends.
+
+    Args:
+        console: Where to print.
+        total: How many verdicts are expected.
+    """
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("starting", total=total)
+        self._failed = 0
+
+    def __enter__(self) -> AuditView:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, result: CheckResult) -> None:
+        """Print a verdict and move the bar."""
+        line = verdict_line(result)
+        if self.console.is_terminal:
+            self.console.print(line, no_wrap=True, overflow="ellipsis")
+        else:
+            self.console.print(line, soft_wrap=True)
+        self._failed += result.failed
+        words = f"[bold red]{self._failed} failed" if self._failed else "auditing"
+        self._progress.update(self._task, advance=1, description=words)
+
+
+def verdict_line(result: CheckResult) -> Text:
+    """Verdict, check, case, worst measurement and power in one line; the reason where it is no PASS."""
+    word = "vacuous" if result.vacuous else result.verdict.value
+    case = CaseName.read(result.case)
+    line = Text()
+    line.append(f"{word:<12} ", style=_STYLES[word])
+    line.append(f"{result.check:<18} {case.dtype:<4} ")
+    power = weakest_power(result)
+    if result.verdict is Verdict.PASS and not result.vacuous:
+        parts = [measured(result)]
+        if power is not None:
+            parts.append(f"flags {defect_kind(power.defect)} {power.size:.0e}")
+    elif result.verdict is Verdict.FAIL and result.worst is not None:
+        at = f" at {result.worst.where}" if result.worst.where else ""
+        others = f"meets {', '.join(result.meets)}" if result.meets else "meets no standard"
+        parts = [f"{measured(result)}{at}", others]
+    else:
+        parts = [result.reason.partition("\n")[0]]
+    line.append("  ".join(p for p in parts if p))
+    tail = f"{case.op}[{case.dims}]" if case.op else case.dims
+    line.append(f"  {tail}{'-' if case.distribution else ''}{case.distribution}", style="dim")
+    return line
+
+
+def print_summary(
+    console: Console,
+    report: Report,
+    *,
+    standard: str,
+    planned: int | None = None,
+    strict: bool = False,
+    command: str = "",
+    seconds: float | None = None,
+) -> None:
+    """The closing summary.
+
+    Args:
+        console: Where to print.
+        report: The results.
+        standard: The standard that decided.
+        planned: How many results were expected; None for as many as there are.
+        strict: Whether INCONCLUSIVE fails.
+        command: The audit's command line, from which one for a single failure is made; empty for none.
+        seconds: Wall time of the audit.
+    """
+    results = report.results
+    if results:
+        _print_matrix(console, results)
+        _print_power(console, results)
+        for name, words in standards(results):
+            decides = " (it decides)" if name == standard else ""
+            console.print(Text.assemble((f"Standard {name}", "bold"), f"{decides}: {words}."))
+        _print_findings(console, results, command)
+        reasons = inconclusive_reasons(results)
+        if reasons:
+            console.print()
+            console.print(Text("Could not tell:", style="bold yellow"))
+            for reason in reasons:
+                console.print(Text(f"  {reason}"))
+    console.print()
+    total = len(results) if planned is None else planned
+    ok = report.ok and total == len(results) and any(r.verdict is Verdict.PASS for r in results)
+    sentence = closing_sentence(report, planned=total, strict=strict)
+    took = "" if seconds is None else f" {seconds:.1f} s."
+    console.print(Text(f"{sentence}{took}", style="bold green" if ok and "passes" in sentence else "bold red"))
+
+
+def _print_matrix(console: Console, results: Sequence[CheckResult]) -> None:
+    found = matrix(results)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("check")
+    for dtype in found.dtypes:
+        table.add_column(dtype)
+    for check, cells in found.rows:
+        table.add_row(check, *(Text(text, style=_STYLES.get(verdict, "")) for text, verdict in cells))
+    console.print()
+    console.print(Text("Verdicts, in cases:", style="bold"))
+    console.print(table)
+
+
+def _print_power(console: Console, results: Sequence[CheckResult]) -> None:
+    rows = power_rows(results)
+    if not rows:
+        return
+    title = (
+        "Would have been flagged: the smallest defect, relative; median over cases and tensors (worst, if it differs)"
+    )
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    dtypes = matrix(results).dtypes
+    for heading in ("check", "defect", *dtypes):
+        table.add_column(heading)
+    for row in rows:
+        cells = dict(row.cells)
+        table.add_row(row.check, row.defect, *(Text(cells.get(d, "")) for d in dtypes))
+    console.print()
+    title = "Would have been flagged: the smallest planted defect, relative; median over cases and tensors (worst)"
+    console.print(Text(title, style="bold"))
+    console.print(table)
+    console.print()
+
+
+def _print_findings(console: Console, results: Sequence[CheckResult], command: str) -> None:
+    found = findings(results)
+    if not found:
+        return
+    console.print()
+    console.print(Text("What is wrong:", style="bold red"))
+    for finding in found:
+        console.print(Text(f"  {finding.headline}"))
+        for line in finding.lines:
+            console.print(Text(f"      {line}"))
+    if command:
+        example = found[0].example
+        dtype = CaseName.read(example.case).dtype
+        console.print("To run one failure again:")
+        line = f"  {command} --dtype {dtype} --only {shlex.quote(f'{example.case}::{example.check}')}"
+        console.print(Text(line), soft_wrap=True)
