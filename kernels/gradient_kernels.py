@@ -20,7 +20,7 @@ from ktonum.kernels.logsumexp_kernels import grouped_tile, logits_tile
 __all__ = ["add_target_terms_kernel", "probabilities_kernel"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row_count", "vocabulary", "hidden", "slab_start", "slab_columns"])
 def probabilities_kernel(
     input_ptr,
     weight_ptr,
@@ -105,7 +105,7 @@ def probabilities_kernel(
         tl.store(bias_partial_ptr + partial, tl.sum(coefficient[:, None] * bracket, axis=0), mask=column_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row_count", "vocabulary", "hidden"])
 def add_target_terms_kernel(
     grad_weight_ptr,
     input_ptr,

@@ -93,7 +93,9 @@ def grouped_tile(program, row_tiles, column_tiles, GROUP: tl.constexpr):
     return first + within % size, within // size
 
 
-@triton.jit
+# Counts are not specialised: every divisibility by 16 of every count would be compiled apart, seconds each. Strides
+# are, for wide loads depend on them.
+@triton.jit(do_not_specialize=["row_count", "vocabulary", "hidden"])
 def tile_statistics_kernel(
     input_ptr,
     weight_ptr,
@@ -168,7 +170,7 @@ def tile_statistics_kernel(
     tl.store(target_logit_ptr + rows, at_target, mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row_count", "tile_count"])
 def reduce_tiles_kernel(
     tile_max_ptr,
     tile_sum_ptr,

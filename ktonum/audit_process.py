@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ktonum.errors import UsageError
 from ktonum.gpu_slots import GpuLease, lease_gpu, use_gpu, visible_gpus
@@ -64,7 +64,8 @@ def context_lost(text: str) -> bool:
         return True
     import torch
 
-    if not torch.cuda.is_initialized():
+    initialized: Any = torch.cuda.is_initialized
+    if not initialized():
         return False
     try:
         torch.cuda.synchronize()

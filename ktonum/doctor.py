@@ -125,4 +125,5 @@ def _interpreter(found: _Findings, *, required: bool) -> None:
     if wrong:
         known = all("bfloat16" in name for name in wrong)
         advice = "kernels that calculate in bfloat16 come out wrong there; upcast after loading, round outside"
-        found.add("note" if known or not required else "lack", f"Triton's interpreter is wrong in: {', '.join(wrong)}; {advice}")
+        mark = "note" if known or not required else "lack"
+        found.add(mark, f"Triton's interpreter is wrong in: {', '.join(wrong)}; {advice}")

@@ -1,4 +1,4 @@
-"""What Triton's interpreter can vouch for: run as a program, with ``TRITON_INTERPRET=1``, it prints its findings as JSON.
+"""What Triton's interpreter can vouch for: run as a program with ``TRITON_INTERPRET=1``, it prints findings as JSON.
 
 A process of its own, for Triton decides once whether it interprets. Names are short because device code reads them.
 """
@@ -8,34 +8,32 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import triton.language as tl
 
 __all__ = ["probe"]
 
-# Filled in by `probe`: device code looks names up in its module.
-tl: Any = None
 
-
-def _dot(x: Any, y: Any, out: Any, N: Any) -> None:
+def _dot(x: Any, y: Any, out: Any, N: tl.constexpr) -> None:
     i = tl.arange(0, N)
     at = i[:, None] * N + i[None, :]
     tl.store(out + at, tl.dot(tl.load(x + at), tl.load(y + at)).to(tl.float32))
 
 
-def _cast(x: Any, out: Any, N: Any) -> None:
+def _cast(x: Any, out: Any, N: tl.constexpr) -> None:
     i = tl.arange(0, N)
     tl.store(out + i, tl.load(x + i).to(tl.bfloat16))
 
 
 def probe() -> dict[str, bool | str]:
     """Whether products of each dtype are right, and whether a cast to bfloat16 rounds to nearest even."""
-    global tl
     import torch
 
     triton = importlib.import_module("triton")
-    tl = importlib.import_module("triton.language")
-    for kernel in (_dot, _cast):
-        kernel.__annotations__["N"] = tl.constexpr
+    # Device code looks names up in its module, and triton must not be imported with this one.
+    globals()["tl"] = importlib.import_module("triton.language")
     dot, cast = triton.jit(_dot), triton.jit(_cast)
     generator = torch.Generator().manual_seed(0)
     findings: dict[str, bool | str] = {"triton": str(triton.__version__)}

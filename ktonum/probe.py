@@ -64,7 +64,7 @@ def _measure(name: str, actual: Tensor, expected: Tensor, bound: ErrorBound, sca
         rounding = bound.final_rounding(e)
         error = a.double() - e
         tolerance = scale * (by_element * i + c + rounding)
-        # NaN compares false with everything: it must come out as the worst element, not be passed over. 0/0 is no error.
+        # NaN compares false with everything: it must come out as the worst element. 0/0 is no error.
         use = torch.where(error == 0, 0.0, (error.abs() / tolerance).nan_to_num(nan=math.inf, posinf=math.inf))
         place = int(use.argmax()) if use.numel() else 0
         if use.numel() and float(use[place]) > worst:

@@ -66,7 +66,7 @@ class ItemRunner:
                 item.case.name,
                 item.check,
                 Verdict.ERROR,
-                reason=f"not run: this process lost its CUDA context in {self.lost_in}; with -n 1 or more it is replaced",
+                reason=f"not run: this process lost its CUDA context in {self.lost_in}; -n 1 would have replaced it",
                 standard=self.standard,
             )
         self.process.limit_time(self.time_limit)

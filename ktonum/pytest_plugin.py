@@ -58,7 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=float,
         default=600.0,
         metavar="SECONDS",
-        help="a worker that takes longer over an item is ended, and the item's verdict is ERROR (default: 600; 0: never)",
+        help="end a worker that takes longer over an item, whose verdict is then ERROR (default: 600; 0: never)",
     )
 
 
@@ -172,8 +172,8 @@ class _AuditRun:
             raise pytest.UsageError(f"ktonum: {error}") from error
         if not self.settings.targets:
             raise pytest.UsageError(
-                f"ktonum: nothing to audit: name ops with --ktonum-op module:attr, or in {config.rootpath}/pyproject.toml "
-                f'under [tool.ktonum] as ops = ["mykernels.audits"]'
+                f"ktonum: nothing to audit: name ops with --ktonum-op module:attr, or under [tool.ktonum] in "
+                f'{config.rootpath / "pyproject.toml"} as ops = ["mykernels.audits"]'
             )
         dist = config.getoption("dist", "no")
         if dist not in _CRASH_PROOF:
@@ -212,7 +212,7 @@ class _AuditRun:
             # The worker ended itself after reporting the item that cost it its CUDA context.
             report.outcome, report.when, report.longrepr = "passed", "teardown", None
             return
-        trace = self.process.crash_trace(report.node.gateway.id)  # type: ignore[attr-defined]  # set by xdist
+        trace = self.process.crash_trace(report.node.gateway.id)  # xdist says whose crash it is
         if trace.startswith("Timeout"):
             reason = f"hung: no verdict within {self.runner.time_limit:g} s (--ktonum-timeout)"
         else:

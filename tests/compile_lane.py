@@ -61,7 +61,7 @@ class Variant:
         divisible = {
             (i,): [["tt.divisibility", 16]]
             for i, n in enumerate(self.kernel.arg_names)
-            if self.aligned and n not in constants
+            if self.aligned and n not in constants and not self.kernel.params[i].do_not_specialize
         }
         return ASTSource(self.kernel, signature, constants, divisible)
 

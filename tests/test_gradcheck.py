@@ -150,7 +150,7 @@ def test_sees_what_torch_fast_mode_cannot() -> None:
         return 1e-3 * torch.log_softmax(edited(x, lambda g: 2.0 * g), -1)[..., 0].mean()
 
     x = draw(6, 4, 2000)
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # noqa: TID251  # torch draws its probes from the global generator
     assert torch.autograd.gradcheck(doubled, x, fast_mode=True)
     assert failure(doubled, x).worst_input == 0
 

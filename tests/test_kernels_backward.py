@@ -26,7 +26,7 @@ from kto_inputs import (
 from kto_rounding import objections, spreads
 from torch import Tensor
 
-from ktonum.kernels import autograd, launch
+from ktonum.kernels import launch, sequences
 from ktonum.kernels.formula import KTOConfig
 from ktonum.kernels.loss import FusedLinearKTOLoss, KernelOptions, fused_linear_kto_loss
 from ktonum.kernels.validation import KTOInputs
@@ -148,8 +148,8 @@ class Work:
         self.rows: set[int] = set()
         self.bias_sums = 0
         for module, name in (
-            (autograd, "add_product"),
-            (autograd, "write_product"),
+            (sequences, "add_product"),
+            (sequences, "write_product"),
             (launch, "add_target_terms"),
             (launch, "probabilities"),
             (launch, "bias_partials"),
@@ -404,7 +404,7 @@ def test_coefficients_that_float16_cannot_hold(device: torch.device, monkeypatch
         rounded = x * coefficients.to(x.dtype).unsqueeze(1)
         return rounded, torch.tensor(1.0 / launch.slab_scale(x.dtype), device=x.device)
 
-    monkeypatch.setattr(autograd, "_weighted", naive)
+    monkeypatch.setattr(sequences, "_weighted", naive)
     found = kernel_outcome(inputs, config)
     expected, spread = oracle_outcome(inputs, config), spreads(inputs, config)
     assert objections(found.gradients["weight"], expected.gradients["weight"], spread["weight"])

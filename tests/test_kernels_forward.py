@@ -10,7 +10,7 @@ from kto_inputs import DIFFERENTIABLE, DIMS, DTYPES, Recipe, draw, kernel_outcom
 from kto_rounding import objections, spreads
 from torch import Tensor
 
-from ktonum.kernels import FusedLinearKTOLoss, ReferenceKTOLoss, autograd, launch
+from ktonum.kernels import FusedLinearKTOLoss, ReferenceKTOLoss, launch
 from ktonum.kernels.formula import METRICS, KTOConfig
 from ktonum.kernels.loss import KernelOptions, fused_linear_kto_loss
 from ktonum.kernels.validation import KTOInputs
@@ -229,6 +229,6 @@ def test_the_wrong_ops_are_told_apart(device: torch.device, monkeypatch: pytest.
         z = torch.nn.functional.linear(x, w, b).double()
         return z.gather(1, y[:, None])[:, 0] - z.logsumexp(1), lse
 
-    monkeypatch.setattr(autograd.launch, "token_logps", rounding)
+    monkeypatch.setattr(launch, "token_logps", rounding)
     actual, expected = kernel_outcome(inputs, KTOConfig(), names=()), oracle_outcome(inputs, KTOConfig(), names=())
     assert flagged(actual.loss, expected.loss, spreads(inputs, KTOConfig())["loss"])

@@ -41,7 +41,9 @@ def write_html(report: Report, path: str | Path, *, planned: int | None = None, 
     except ImportError as error:
         raise UsageError("an HTML report needs jinja2, which is not installed: pip install 'ktonum[report]'") from error
     source = resources.files("ktonum.report").joinpath("audit.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     results = report.results
     sentence = closing_sentence(report, planned=len(results) if planned is None else planned, strict=strict)
     page = environment.from_string(source).render(

@@ -25,6 +25,7 @@ __all__ = [
     "inconclusive_reasons",
     "matrix",
     "measured",
+    "place",
     "power_rows",
     "standards",
     "weakest_power",
@@ -102,6 +103,11 @@ def format_measured(m: Measurement) -> str:
     """``name = value / bound``, with the unit where it is one."""
     unit = "" if m.unit in ("1", "bound") else f" {m.unit}"
     return f"{m.name} = {m.value:.3g} / {m.bound:.3g}{unit}"
+
+
+def place(m: Measurement) -> str:
+    """`` at [3, 17]``; empty for a number without place."""
+    return f" at {m.where}" if m.where not in ("", "[]") else ""
 
 
 def defect_kind(defect: str) -> str:
@@ -228,20 +234,22 @@ def _sentence(result: CheckResult) -> str:
     else:
         granted = f"{m.name} = {m.value:.3g}{unit}, where none is granted"
     source = f" ({m.bound_source})" if m.bound_source else ""
-    at = f", at {m.where}" if m.where else ""
-    return f"{granted}{source}{at}, in {where.dims}" + (f" ({where.distribution})" if where.distribution else "")
+    return f"{granted}{source}{place(m)}, in {where.dims}" + (f" ({where.distribution})" if where.distribution else "")
 
 
 def inconclusive_reasons(results: Sequence[CheckResult]) -> tuple[str, ...]:
     """Why checks could not tell, each reason once."""
-    groups: dict[tuple[str, str], list[CheckResult]] = {}
+    groups: dict[str, list[CheckResult]] = {}
     for r in results:
         if r.verdict is Verdict.INCONCLUSIVE:
-            groups.setdefault((r.check, r.reason), []).append(r)
-    return tuple(
-        f"{check}: {reason} ({len(group)} case{'s' * (len(group) > 1)}: {', '.join(_dtypes(group))})"
-        for (check, reason), group in groups.items()
-    )
+            groups.setdefault(r.reason, []).append(r)
+    lines = []
+    for reason, group in groups.items():
+        checks = _checks(group)
+        named = ", ".join(checks) if len(checks) < len(_checks(results)) else "every check"
+        cases = len({r.case for r in group})
+        lines.append(f"{reason} ({named}; {cases} case{'s' * (cases > 1)} in {', '.join(_dtypes(group))})")
+    return tuple(lines)
 
 
 def power_rows(results: Sequence[CheckResult]) -> tuple[PowerRow, ...]:

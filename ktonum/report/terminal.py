@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +21,7 @@ from ktonum.report.summary import (
     inconclusive_reasons,
     matrix,
     measured,
+    place,
     power_rows,
     standards,
     weakest_power,
@@ -106,9 +108,8 @@ def verdict_line(result: CheckResult) -> Text:
         if power is not None:
             parts.append(f"flags {defect_kind(power.defect)} {power.size:.0e}")
     elif result.verdict is Verdict.FAIL and result.worst is not None:
-        at = f" at {result.worst.where}" if result.worst.where else ""
         others = f"meets {', '.join(result.meets)}" if result.meets else "meets no standard"
-        parts = [f"{measured(result)}{at}", others]
+        parts = [f"{measured(result)}{place(result.worst)}", others]
     else:
         parts = [result.reason.partition("\n")[0]]
     line.append("  ".join(p for p in parts if p))
@@ -151,7 +152,7 @@ def print_summary(
             console.print()
             console.print(Text("Could not tell:", style="bold yellow"))
             for reason in reasons:
-                console.print(Text(f"  {reason}"))
+                console.print(Padding(Text(reason), (0, 0, 0, 2), expand=False))
     console.print()
     total = len(results) if planned is None else planned
     ok = report.ok and total == len(results) and any(r.verdict is Verdict.PASS for r in results)
@@ -177,10 +178,7 @@ def _print_power(console: Console, results: Sequence[CheckResult]) -> None:
     rows = power_rows(results)
     if not rows:
         return
-    title = (
-        "Would have been flagged: the smallest defect, relative; median over cases and tensors (worst, if it differs)"
-    )
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
     dtypes = matrix(results).dtypes
     for heading in ("check", "defect", *dtypes):
         table.add_column(heading)
@@ -201,9 +199,9 @@ def _print_findings(console: Console, results: Sequence[CheckResult], command: s
     console.print()
     console.print(Text("What is wrong:", style="bold red"))
     for finding in found:
-        console.print(Text(f"  {finding.headline}"))
+        console.print(Padding(Text(finding.headline), (0, 0, 0, 2), expand=False))
         for line in finding.lines:
-            console.print(Text(f"      {line}"))
+            console.print(Padding(Text(line), (0, 0, 0, 6), expand=False))
     if command:
         example = found[0].example
         dtype = CaseName.read(example.case).dtype

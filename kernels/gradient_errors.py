@@ -1,0 +1,100 @@
+"""Bounds on the errors of the gradients; formulas in `error_model.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ktonum.bounds import Arithmetic, summation_variance, unit_roundoff
+from ktonum.evaluation import Evaluation
+from ktonum.kernels.formula import KTOConfig
+from ktonum.kernels.logit_errors import ScoredTokens, analysed_tokens
+
+__all__ = ["gradient_bounds"]
+
+
+def gradient_bounds(
+    head: ScoredTokens,
+    config: KTOConfig,
+    arithmetic: Arithmetic,
+    oracle: Evaluation,
+    coefficients: Tensor,
+    own: Tensor,
+    shared: Tensor,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Bounds for grad_input, grad_weight and grad_bias; ``own`` and ``shared`` are relative errors of c_i, (B,)."""
+    work = torch.float32 if head.input.is_cuda else torch.float64
+    device = head.input.device
+    weight = head.weight.to(work)
+    squared_weight = weight.square()
+    vocabulary, hidden = weight.shape
+    rows = int((head.target != config.ignore_index).sum())
+    operand = unit_roundoff(arithmetic.operands) ** 2
+    # Half the spacing of subnormals, which a stored c e_tv cannot fall below; relative to u, as `squares` are.
+    underflow = (torch.finfo(arithmetic.stored).smallest_normal * torch.finfo(arithmetic.stored).eps / 2) ** 2 / operand
+    u = unit_roundoff(arithmetic.accumulator)
+    input_variance = torch.zeros(head.input.shape, dtype=work, device=device)
+    input_coherent = torch.zeros_like(input_variance)
+    # Three sums over tokens: with x, and with 1 in x's place for the bias.
+    x_sums = {
+        k: torch.zeros(vocabulary, hidden, dtype=work, device=device) for k in ("squares", "variance", "coherent")
+    }
+    b_sums = {k: torch.zeros(vocabulary, dtype=work, device=device) for k in ("squares", "variance", "coherent")}
+    sequence_x, sequence_b = torch.zeros_like(x_sums["squares"]), torch.zeros_like(b_sums["squares"])
+    sequence = 0
+
+    def close_sequence() -> None:
+        # c_i's error multiplies the sequence's whole contribution.
+        for sums, total in ((x_sums, sequence_x), (b_sums, sequence_b)):
+            sums["variance"].addcmul_(total, total, value=float(own[sequence] ** 2))
+            sums["coherent"].add_(total.abs(), alpha=float(shared[sequence]))
+            total.zero_()
+
+    for chunk in analysed_tokens(head, config.ignore_index, arithmetic):
+        if chunk.sequence != sequence:
+            close_sequence()
+            sequence = chunk.sequence
+        c = coefficients[sequence, chunk.rows].to(work).unsqueeze(1)
+        e = -chunk.p
+        e.scatter_add_(1, chunk.y.unsqueeze(1), torch.ones_like(c))
+        squares = (c * e).square() + torch.where(chunk.unmasked, underflow, 0.0).to(work).unsqueeze(1)
+        p_variance = (c * chunk.p).square() * chunk.variance
+        x2 = chunk.x.square()
+        gradient = c * (e @ weight)
+        roundings = squares @ squared_weight
+        input_variance[sequence, chunk.rows] = (
+            operand * roundings
+            + p_variance @ squared_weight
+            + summation_variance(vocabulary, gradient, roundings, arithmetic.accumulator)
+        )
+        expected_weight = c * weight[chunk.y] - gradient  # c Σ_v p_v w_v
+        input_coherent[sequence, chunk.rows] = (
+            3 * chunk.logsumexp_variance.sqrt().unsqueeze(1) * expected_weight.abs()
+            + (3 * own[sequence] + shared[sequence] + arithmetic.truncation(vocabulary)) * gradient.abs()
+        )
+        p_variance += (c * chunk.p).square() * chunk.logsumexp_variance.unsqueeze(1)
+        x_sums["squares"] += squares.T @ x2
+        x_sums["variance"] += p_variance.T @ x2
+        b_sums["squares"] += squares.sum(0)
+        b_sums["variance"] += p_variance.sum(0)
+        sequence_x.addmm_((c * e).T, chunk.x)
+        sequence_b.add_((c * e).sum(0))
+    close_sequence()
+
+    def assembled(name: str, sums: Mapping[str, Tensor], roundings: float) -> tuple[Tensor, Tensor]:
+        total = oracle.gradients[name]
+        assert total is not None  # asked for only where the oracle has a gradient
+        accumulation = summation_variance(rows, total.to(work), sums["squares"], arithmetic.accumulator)
+        variance = roundings * operand * sums["squares"] + sums["variance"] + accumulation
+        return variance.sqrt(), sums["coherent"] + (arithmetic.truncation(rows) + u) * total.abs().to(work)
+
+    bounds = {}
+    if oracle.gradients.get("input") is not None:
+        bounds["grad_input"] = (input_variance.sqrt(), input_coherent)
+    if oracle.gradients.get("weight") is not None:
+        bounds["grad_weight"] = assembled("weight", x_sums, 2.0)
+    if oracle.gradients.get("bias") is not None:
+        bounds["grad_bias"] = assembled("bias", b_sums, 1.0)
+    return bounds
