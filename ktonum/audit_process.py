@@ -142,9 +142,14 @@ class AuditProcess:
             faulthandler.cancel_dump_traceback_later()
 
     def crash_trace(self, worker: str) -> str:
-        """What `trace_crashes` or `limit_time` left of ``worker``; empty when there is nothing."""
+        """What `trace_crashes` or `limit_time` left of ``worker``: the cause and the stack of the main thread."""
         file = self.folder / f"{worker}.trace"
-        return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
+        text = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
+        if not text:
+            return ""
+        # Its last block; those before it are xdist's and the watchdog's, the list behind it is of extension modules.
+        cause, stack = text.splitlines()[0], text.partition("\n\nExtension modules")[0].rpartition("hread 0x")[2]
+        return "\n".join([cause, *stack.splitlines()[1:]])
 
     def _trace_file(self) -> IO[str]:
         if self._traces is None:

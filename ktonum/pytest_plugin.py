@@ -96,8 +96,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if option.ktonum_only:
         config.args = []
     process = _process(config, option.ktonum_device)
-    if process.worker and option.ktonum_only:
-        process.trace_crashes()
     config.stash[_RUN] = _AuditRun(config, process, (*option.ktonum_select, *named))
 
 
@@ -111,6 +109,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     run = _run(session.config)
     if run is not None:
         run.make_plan()
+        if run.process.worker and session.config.option.ktonum_only:
+            # Not while other tests run here, too: their crashes belong where pytest's own faulthandler puts them.
+            run.process.trace_crashes()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -214,7 +215,7 @@ class _AuditRun:
             return
         trace = self.process.crash_trace(report.node.gateway.id)  # xdist says whose crash it is
         if trace.startswith("Timeout"):
-            reason = f"hung: no verdict within {self.runner.time_limit:g} s (--ktonum-timeout)"
+            reason = f"hung: no verdict within the time limit of {self.runner.time_limit:g} s"
         else:
             reason = f"the process died while the candidate ran{': ' + trace.splitlines()[0] if trace else ''}"
         crash_result(report, reason, trace, self.settings.standard)

@@ -55,7 +55,7 @@ class Measurement:
 
     @property
     def use(self) -> float:
-        """The share of the bound that was used, value / bound; ``inf`` for NaN, and for errors where none is granted."""
+        """The share of the bound that was used, value / bound; ``inf`` for NaN and where no error is granted."""
         if math.isnan(self.value):
             return math.inf
         if self.bound == 0.0:

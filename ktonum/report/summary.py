@@ -204,8 +204,11 @@ def findings(results: Sequence[CheckResult]) -> tuple[Finding, ...]:
         asked = [r for r in results if r.check in checks]
         named = ", ".join(checks) if len(checks) < len(_checks(results)) or len(checks) == 1 else "every check"
         head = f"{named}: ERROR on {_share(group, asked, 'verdict')}: {reason}"
-        tail = tuple(line for line in group[0].details.rstrip().splitlines()[-3:] if line.strip())
-        found.append(Finding(checks[0], head, (f"first in {CaseName.read(group[0].case).short}", *tail), group[0]))
+        trace = [line for line in group[0].details.rstrip().splitlines() if line.strip()]
+        # Where it happened: the end of a Python traceback, the start of what a crashed process leaves.
+        crashed = bool(trace) and trace[0].startswith(("Fatal Python error", "Timeout"))
+        inner = trace[1:4] if crashed else trace[-3:]
+        found.append(Finding(checks[0], head, (f"first in {CaseName.read(group[0].case).short}", *inner), group[0]))
     return tuple(found)
 
 

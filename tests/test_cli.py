@@ -1,0 +1,265 @@
+"""``ktonum`` on the command line: exit statuses, one-line refusals, reports, and what survives crashes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+from throwaway_ops import write_ops
+
+import ktonum
+from ktonum import cli
+from ktonum.results import Report, Verdict
+
+ROOT = Path(ktonum.__file__).resolve().parents[1]
+
+
+def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "KTONUM_"))}
+    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-m", "ktonum.cli", *arguments]
+    return subprocess.Popen(
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
+    process = start(folder, *arguments, **environment)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def audit(folder: Path, op: str, *arguments: str, **environment: str) -> tuple[int, str, str, Report]:
+    """Audit a throwaway op on the CPU in fp32; status, output, errors and the report."""
+    write_ops(folder)
+    common = ("--device", "cpu", "--dtype", "fp32", "--json", "report.json")
+    status, out, err = run(folder, "audit", f"throwaway.py:{op}", *common, *arguments, **environment)
+    return status, out, err, Report.from_json(folder / "report.json")
+
+
+def comparable(report: Report) -> list[dict[str, Any]]:
+    return [{k: v for k, v in r.to_record().items() if k != "seconds"} for r in report.results]
+
+
+def test_a_right_candidate_passes_and_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
+    outputs = ("--html", "report.html", "--junit", "junit.xml")
+    status, out, err, alone = audit(tmp_path, "right", "-n", "0", *outputs)
+    assert (status, err) == (0, ""), out
+    assert alone.ok and len(alone.results) == 21
+    assert "The audit passes: 21 passed" in out
+    assert sum(line.startswith("PASS") for line in out.splitlines()) == 21
+    assert alone.environment["audit"]["planned"] == 21 and alone.environment["audit"]["interrupted"] is False
+    assert "torch" in alone.environment["packages"]
+
+    tests = list(ET.parse(tmp_path / "junit.xml").iter("testcase"))
+    assert len(tests) == 21
+    assert {"right[N=4,M=33]-fp32-cpu::forward"} <= {t.get("name") for t in tests}
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "The audit passes" in page and "right[N=4,M=33]-fp32-cpu" in page
+    assert "<link" not in page and "src=" not in page
+
+    status, _, _, spread = audit(tmp_path, "right", "-n", "2")
+    assert status == 0
+    assert comparable(spread) == comparable(alone)
+
+
+def test_a_wrong_gradient_fails_and_says_where_and_how_much(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --doesnotexist\n", encoding="utf-8")
+    (tmp_path / "conftest.py").write_text("raise RuntimeError('not the audit business')\n", encoding="utf-8")
+    status, out, _, report = audit(
+        tmp_path, "wrong", "-n", "0", PYTEST_ADDOPTS="--alsonot", PYTEST_PLUGINS="no_such_plugin"
+    )
+    assert status == 1
+    assert {r.check for r in report.failures} == {"gradients"}
+    assert len(report.failures) == 3
+    assert "gradients fails on 3 of 3 cases" in out
+    assert "grad_x/" in out and "= 0.05" in out
+    assert "ktonum audit throwaway.py:wrong --device cpu --dtype fp32 --only 'wrong[N=" in out
+    assert "The audit fails: 18 passed, 3 FAIL" in out
+
+
+@pytest.mark.parametrize(
+    ("op", "reason"),
+    [("raises", "ValueError: no such luck"), ("structure", "returned no 'output'")],
+)
+def test_a_candidate_that_raises_or_returns_nonsense_is_an_error(tmp_path: Path, op: str, reason: str) -> None:
+    status, out, err, report = audit(tmp_path, op, "-n", "0", "--only", "forward")
+    assert status == 1 and err == ""
+    assert [r.verdict for r in report.results] == [Verdict.ERROR] * 3
+    assert all(reason in r.reason for r in report.results)
+    assert "ERROR on 3 of 3" in out and reason in out
+    if op == "raises":
+        assert "in raises_" in report.results[0].details
+
+
+@pytest.mark.parametrize(
+    ("op", "reason", "arguments"),
+    [
+        ("exits", "the process died", ()),
+        ("poisoned", "an illegal memory access", ()),
+        ("hangs", "hung: no verdict within", ("--timeout", "4")),
+    ],
+)
+def test_a_process_that_dies_costs_its_own_verdict_alone(
+    tmp_path: Path, op: str, reason: str, arguments: tuple[str, ...]
+) -> None:
+    status, out, _, report = audit(tmp_path, op, "-n", "1", "--only", "forward", *arguments)
+    assert status == 1
+    verdicts = {r.case.partition("[")[2].partition(",")[0]: r for r in report.results}
+    assert [verdicts[n].verdict.value for n in ("N=4", "N=5", "N=6")] == ["PASS", "ERROR", "PASS"], out
+    assert reason in verdicts["N=5"].reason
+    if op == "hangs":
+        assert "in hangs_" in verdicts["N=5"].details
+
+
+def test_without_workers_a_lost_context_fails_what_comes_after_it(tmp_path: Path) -> None:
+    status, _, _, report = audit(tmp_path, "poisoned", "-n", "0", "--only", "forward")
+    assert status == 1
+    assert [r.verdict.value for r in report.results] == ["PASS", "ERROR", "ERROR"]
+    assert "not run: this process lost its CUDA context in poisoned[N=5" in report.results[2].reason
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_measured_before_an_interruption_is_written(tmp_path: Path, stop: signal.Signals) -> None:
+    write_ops(tmp_path)
+    arguments = ("audit", "throwaway.py:slow", "--device", "cpu", "--dtype", "fp32", "-n", "0", "--json", "report.json")
+    process = start(tmp_path, *arguments, PYTHONUNBUFFERED="1")
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("PASS"):
+        assert process.poll() is None
+    time.sleep(0.1)
+    process.send_signal(stop)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    report = Report.from_json(tmp_path / "report.json")
+    assert 1 <= len(report.results) < 21
+    assert report.environment["audit"]["interrupted"] is True
+    assert "The audit is unfinished" in out and "not run" in out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a wrong usage gets."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("kot",), ("'kot'", "did you mean 'kto'", "module:attr")),
+        (("no_such_module:OP",), ("no_such_module", "No module named")),
+        (("nowhere.py:OP",), ("nowhere.py", "no such file")),
+        (("throwaway.py:absent",), ("throwaway.py", "'absent'")),
+        (("throwaway.py:not_an_op",), ("is a int", "name a ktonum.Op")),
+        (("throwaway.py:right", "--candidate", "mine"), ("unknown candidate 'mine'", "module:attr")),
+        (("throwaway.py:right", "--candidate", "no_such_module:f"), ("no_such_module", "No module named")),
+        (("throwaway.py:right", "--candidate", "throwaway.py:not_an_op"), ("is a int", "callable")),
+        (("throwaway.py:right", "--dtype", "bf17"), ("'bf17'", "bf16, fp16, fp32, fp64")),
+        (("throwaway.py:right", "--dtype", ""), ("dtype", "bf16, fp16, fp32, fp64")),
+        (("throwaway.py:right", "--device", "tpu"), ("'tpu'", "auto, cpu, cuda")),
+        (("throwaway.py:right", "--profile", "slow"), ("'slow'", "quick, full")),
+        (("throwaway.py:right", "--standard", "sloppy"), ("'sloppy'", "precise, eager")),
+        (("throwaway.py:right", "-n", "many"), ("'many'", "auto")),
+        (("throwaway.py:right", "-n", "-1"), ("-1",)),
+        (("throwaway.py:right", "--only", "nothing-like-it"), ("nothing-like-it", "right[N=4,M=33]")),
+        (("throwaway.py:right", "--json", "no/such/folder/r.json"), ("--json", "no folder", "create it")),
+        (("throwaway.py:right", "--html", "."), ("--html", "is a folder")),
+        (("throwaway.py:right", "--nonsense"), ("--nonsense", "ktonum --help")),
+        (("throwaway.py:right", "--timeout", "soon"), ("soon", "ktonum --help")),
+    ],
+)
+def test_wrong_usage_is_refused_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    words: tuple[str, ...],
+) -> None:
+    write_ops(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    if "--device" not in arguments:
+        arguments = (*arguments, "--device", "cpu")
+    line = refused(capsys, "audit", *arguments)
+    assert all(word in line for word in words), line
+
+
+def test_an_op_whose_module_raises_is_refused_with_its_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.py").write_text("raise RuntimeError('half written')\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert "half written" in refused(capsys, "audit", "broken.py:OP", "--device", "cpu")
+
+
+def test_html_without_jinja2_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'ktonum[report]'" in refused(capsys, "audit", "--html", "page.html")
+
+
+def test_cuda_is_refused_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert "use cpu" in refused(capsys, "audit", "--device", "cuda")
+
+
+def test_the_shipped_op_resolves() -> None:
+    from ktonum.audit_plan import load_ops
+
+    assert [op.name for op in load_ops(list(cli.SHIPPED.values()))] == list(cli.SHIPPED)
+
+
+def test_inconclusive_passes_unless_strict_and_an_audit_without_a_pass_fails(tmp_path: Path) -> None:
+    file = write_ops(tmp_path)
+    file.write_text(
+        file.read_text(encoding="utf-8")
+        + "\nfrom ktonum.errors import UsageError\n"
+        + "def picky(x):\n    if x.shape[0] == 5:\n        raise UsageError('not five')\n    return right_(x)\n"
+        + "picky_op = op('picky', picky)\n",
+        encoding="utf-8",
+    )
+    base = ("audit", "throwaway.py:picky_op", "--device", "cpu", "--dtype", "fp32", "-n", "0")
+    status, out, _ = run(tmp_path, *base, "--only", "forward")
+    assert status == 0 and "not five" in out and "1 INCONCLUSIVE" in out
+    status, out, _ = run(tmp_path, *base, "--only", "forward", "--strict")
+    assert status == 1 and "--strict" in out
+    status, out, _ = run(tmp_path, *base, "--only", "N=5,M=64]-fp32-cpu::forward")
+    assert status == 1 and "decided nothing" in out
+
+
+def test_help_and_version_load_no_torch(tmp_path: Path) -> None:
+    code = "import sys, ktonum.cli; print(sorted({'torch', 'triton', 'pytest'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert done.stdout.decode().strip() == "[]", done.stderr.decode()
+    status, out, _ = run(tmp_path, "--version")
+    assert status == 0 and out.strip() == f"ktonum {ktonum.__version__}"
+
+
+def test_doctor_reports_versions_and_the_interpreter(tmp_path: Path) -> None:
+    status, out, _ = run(tmp_path, "doctor")
+    assert status == 0, out
+    assert "torch 2" in out and "An audit can run here" in out
+    pytest.importorskip("triton")
+    assert "dot float64" in out.partition("interpreter is right in")[2].splitlines()[0]
+    assert "dot bfloat16" in out.partition("interpreter is wrong in")[2]
