@@ -1,6 +1,6 @@
 r"""Bounds on rounding errors, and how measured errors are held against them.
 
-The model is Higham and Mary's (2019, SIAM J. Sci. Comput. 41(5), A2815, Model 2.1): every operation errs by a relative
+The model is Higham and Mary's (2019, SIAM J. Sci. Comput. 41(5), A2815): every operation errs by a relative
 :math:`\delta`, :math:`|\delta| \le u`, and the errors are independent with mean zero. By Hoeffding's inequality a sum
 of independent errors of amplitudes :math:`a_k` exceeds :math:`\lambda \sqrt{\sum a_k^2}` with probability at most
 :math:`2 \exp(-\lambda^2/2)`. Errors that elements share (one wrong coefficient for a whole sequence) do not average
@@ -51,9 +51,10 @@ def confidence(tests: int = 1, false_alarm: float = FALSE_ALARM) -> float:
 def summation_variance(terms: float, total: Tensor, squares: Tensor, dtype: torch.dtype) -> Tensor:
     """Σ_k (u s_k)² for the partial sums s_k of ``terms`` numbers added one by one in ``dtype``.
 
-    For numbers in random order with sum S and sum of squares Q, E s_k² = (k/n)² S² + k (n − k)/(n (n − 1)) (Q − S²/n),
-    so that Σ_k E s_k² ≈ n (S²/3 + Q/6): the first term rules for numbers of one sign, the second for mean zero. Higham
-    and Mary's Theorem 2.4 bounds |s_k| by Σ|t_i| instead, which for mean zero is √n too large.
+    By the model the sum's error is Σ_k δ_k s_k to first order. For numbers in random order with sum S and sum of
+    squares Q, E s_k² = (k/n)² S² + k (n − k)/(n (n − 1)) (Q − S²/n), so that Σ_k E s_k² ≈ n (S²/3 + Q/6). The first
+    rules for numbers of one sign, the second for mean zero; bounds that put Σ|t_i| in place of every |s_k| are √n too
+    large for mean zero.
     """
     return unit_roundoff(dtype) ** 2 * terms * (total.square() / 3 + squares / 6)
 

@@ -68,8 +68,8 @@ def audit(
         list[str] | None, typer.Option(metavar="TEXT", help="Only items whose CASE::CHECK contains TEXT; repeatable.")
     ] = None,
     timeout: Annotated[
-        float, typer.Option(min=0.0, help="Seconds a worker may take over one item before it counts as hung; 0: any.")
-    ] = 600.0,
+        str, typer.Option(metavar="SECONDS", help="Time for one item before its worker counts as hung; 0: any.")
+    ] = "600",
 ) -> None:
     """Run every check on every case of an op. Exit status 0: all passed; 1: not all; 2: wrong usage."""
     settings = AuditSettings(
@@ -82,7 +82,7 @@ def audit(
         only=tuple(only or ()),
     )
     request = AuditRequest(
-        settings, op=op, workers=workers, json=json, html=html, junit=junit, strict=strict, timeout=timeout
+        settings, op=op, workers=workers, json=json, html=html, junit=junit, strict=strict, timeout=_seconds(timeout)
     )
     raise typer.Exit(audit_command(request))
 
@@ -105,6 +105,16 @@ def _op_target(op: str) -> str:
             f"unknown op {op!r}: use {' or '.join(SHIPPED)}, or name yours as module:attr or path/file.py:attr{hint}"
         )
     return op
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 <= seconds < 1e9:
+        raise UsageError(f"--timeout {text!r} is no number of seconds: use e.g. 600, or 0 for no limit")
+    return seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "collect_items",
     "crash_result",
     "describe_result",
+    "forget_in_junit",
     "name_in_junit",
     "result_of",
 ]
@@ -165,18 +166,30 @@ def crash_result(report: pytest.TestReport, reason: str, trace: str, standard: s
     result = CheckResult(case, check, Verdict.ERROR, reason=reason, details=trace, standard=standard)
     report.user_properties = [(_PROPERTY, json.dumps(result.to_record()))]
     report.longrepr = describe_result(result)
+    report.location = (PREFIX, 0, report.nodeid)
     return result
 
 
 def name_in_junit(config: pytest.Config, report: pytest.TestReport) -> None:
     """Have ``--junitxml`` call the item by its name: pytest takes a name apart at its brackets, and ours have more."""
-    from _pytest.junitxml import xml_key  # where the fixture record_xml_attribute finds it, too
-
-    xml = config.stash.get(xml_key, None)
+    xml = _junit(config)
     if xml is not None:
         reporter = xml.node_reporter(report)
         reporter.add_attribute("classname", PREFIX)
         reporter.add_attribute("name", report.nodeid.removeprefix(f"{PREFIX}::"))
+
+
+def forget_in_junit(config: pytest.Config, report: pytest.TestReport) -> None:
+    """Keep a report that says nothing new out of ``--junitxml``, where it would become a second test case."""
+    xml = _junit(config)
+    if xml is not None:
+        xml.node_reporters_ordered.remove(xml.node_reporter(report))
+
+
+def _junit(config: pytest.Config) -> Any:
+    from _pytest.junitxml import xml_key  # where the fixture record_xml_attribute finds it, too
+
+    return config.stash.get(xml_key, None)
 
 
 def describe_result(result: CheckResult) -> str:

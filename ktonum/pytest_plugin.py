@@ -15,7 +15,15 @@ import pytest
 from ktonum.audit_plan import DEVICES, AuditPlan, AuditSettings, declared_ops, make_plan
 from ktonum.audit_process import AuditProcess
 from ktonum.errors import UsageError
-from ktonum.pytest_items import PREFIX, ItemRunner, collect_items, crash_result, name_in_junit, result_of
+from ktonum.pytest_items import (
+    PREFIX,
+    ItemRunner,
+    collect_items,
+    crash_result,
+    forget_in_junit,
+    name_in_junit,
+    result_of,
+)
 from ktonum.results import CheckResult, Report
 
 __all__: list[str] = []
@@ -201,7 +209,7 @@ class _AuditRun:
         result = result_of(report)
         if result is not None:
             self.results.setdefault(report.nodeid, result)
-        if report.nodeid.startswith(f"{PREFIX}::"):
+        if report.nodeid.startswith(f"{PREFIX}::") and report.when != "teardown":
             name_in_junit(self.config, report)
 
     @pytest.hookimpl(optionalhook=True)
@@ -212,6 +220,7 @@ class _AuditRun:
         if crashitem in self.results:
             # The worker ended itself after reporting the item that cost it its CUDA context.
             report.outcome, report.when, report.longrepr = "passed", "teardown", None
+            forget_in_junit(self.config, report)
             return
         trace = self.process.crash_trace(report.node.gateway.id)  # xdist says whose crash it is
         if trace.startswith("Timeout"):

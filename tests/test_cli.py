@@ -178,7 +178,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (("throwaway.py:right", "--json", "no/such/folder/r.json"), ("--json", "no folder", "create it")),
         (("throwaway.py:right", "--html", "."), ("--html", "is a folder")),
         (("throwaway.py:right", "--nonsense"), ("--nonsense", "ktonum --help")),
-        (("throwaway.py:right", "--timeout", "soon"), ("soon", "ktonum --help")),
+        (("throwaway.py:right", "--timeout", "soon"), ("'soon'", "seconds")),
     ],
 )
 def test_wrong_usage_is_refused_in_one_line(

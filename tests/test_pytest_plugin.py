@@ -38,8 +38,8 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
 
 
 def run(project: pytest.Pytester, *arguments: str) -> pytest.RunResult:
-    """pytest as a project's user calls it: `pytest`, not `python -m pytest`, so its root is not importable by itself."""
-    code = "import sys, pytest; sys.path[:] = [p for p in sys.path if p]; sys.exit(pytest.console_main())"
+    """pytest as its users call it: not by ``python -m pytest``, which makes the project's root importable."""
+    code = "import sys, pytest; sys.path[:] = [p for p in sys.path if p]; sys.exit(pytest.main(sys.argv[1:]))"
     plugin = () if "ktonum" in _entry_points() else ("-p", "ktonum.pytest_plugin")
     return project.run(sys.executable, "-c", code, *plugin, "-p", "no:cacheprovider", *arguments, timeout=120)
 
@@ -60,9 +60,8 @@ def test_declared_ops_are_collected_beside_the_projects_tests(project: pytest.Py
 
 
 def test_without_the_option_nothing_is_collected_nor_torch_imported(project: pytest.Pytester) -> None:
-    project.makepyfile(
-        test_mine="import sys\n\ndef test_mine():\n    assert not {'torch', 'triton', 'ktonum.auditing'} & set(sys.modules)\n"
-    )
+    test = "import sys\n\ndef test_mine():\n    assert not {'torch', 'triton', 'ktonum.auditing'} & set(sys.modules)\n"
+    project.makepyfile(test_mine=test)
     result = run(project)
     assert result.ret == 0
     result.assert_outcomes(passed=1)
@@ -101,9 +100,9 @@ def test_a_failure_is_reported_without_our_traceback(project: pytest.Pytester) -
 
 def test_inconclusive_is_a_skip_with_its_reason_and_fails_when_strict(project: pytest.Pytester) -> None:
     file = write_ops(project.path)
-    extra = "\nfrom ktonum.errors import UsageError\ndef picky(x):\n    raise UsageError('never')\npicky_op = op('picky', picky)\n"
+    extra = "from ktonum.errors import UsageError\ndef f(x):\n    raise UsageError('never')\npicky_ = op('picky', f)\n"
     file.write_text(file.read_text(encoding="utf-8") + extra, encoding="utf-8")
-    asked = ("--ktonum", "--ktonum-op=throwaway.py:picky_op", "--ktonum-select=forward", "-rs", *ON_CPU)
+    asked = ("--ktonum", "--ktonum-op=throwaway.py:picky_", "--ktonum-select=forward", "-rs", *ON_CPU)
     result = run(project, *asked)
     result.assert_outcomes(passed=1, skipped=3)
     result.stdout.fnmatch_lines(["SKIPPED*INCONCLUSIVE: the candidate cannot run this case: never*"])

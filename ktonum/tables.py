@@ -1,0 +1,258 @@
+"""Tolerance tables: TOML files of measured tolerances with their provenance. Reading one runs no code.
+
+A table is ``OP.toml``, shipped in `ktonum.tolerance_tables` or kept in a directory of your own::
+
+    schema = "ktonum-tolerances/1"
+    op = "kto"
+    rule = "..."                 # in words: how `tolerance` follows from `maximum` and `bound`
+
+    [provenance.sm_90]           # one for each device class that has rows; the fields of `Provenance`
+    ...
+
+    [[row]]                      # the fields of `Row`; output, measure, dtype and device_class identify it
+    ...
+
+Every key is required and no other is accepted. A later field with a default is all it takes to extend the schema: the
+tables written before stay valid, and an older ktonum refuses a newer table by name of the key it does not know.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from ktonum.cases import DTYPES
+from ktonum.errors import InputError, TableError
+
+__all__ = ["MEASURES", "SCHEMA", "LookUp", "Provenance", "Row", "Table", "find_table", "load_table", "write_table"]
+
+SCHEMA = "ktonum-tolerances/1"
+
+#: Measures and the unit that each is in; `ktonum.tolerances` defines them.
+MEASURES = {"element": "half_ulp", "relative_norm": "rounding_norm", "signed_bias": "rounding_norm"}
+
+_DEVICE_CLASS = re.compile(r"cpu|interpreter|sm_\d{2,3}")
+_OP = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What all rows of one device class were measured with.
+
+    Attributes:
+        device: The device's name.
+        ktonum, python, torch, triton: Versions.
+        cuda: CUDA's version, empty without a GPU.
+        driver: The GPU driver's version, empty without a GPU or where it cannot be told.
+        commit: Of the checkout, with ``+`` for uncommitted changes.
+        date: Year-month-day.
+        command: What was run.
+        profile: Whose points were measured, ``quick`` or ``full``.
+        seeds: How many inputs were drawn at each point and dtype.
+        dims: The largest size measured, by name.
+    """
+
+    device: str
+    ktonum: str
+    python: str
+    torch: str
+    triton: str
+    cuda: str
+    driver: str
+    commit: str
+    date: str
+    command: str
+    profile: str
+    seeds: int
+    dims: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tolerance and the sample it rests on. All errors are in ``unit``.
+
+    Attributes:
+        output: An output's name, or ``grad_INPUT``.
+        measure: One of `MEASURES`.
+        dtype: The dtype under audit, one of `ktonum.cases.DTYPES`.
+        device_class: ``sm_90`` and the like, ``cpu``, or ``interpreter`` for Triton's on a CPU.
+        stored: The dtype of this output, in whose roundings errors are counted: a bf16 loss is float32.
+        unit: The measure's, see `MEASURES`.
+        tolerance: The largest error that passes; ``maximum`` ≤ ``tolerance`` ≤ ``bound``.
+        bound: The largest bound derived from the op's rounding-error analysis over the same samples.
+        maximum, quantile_99, median: Of the measured errors.
+        samples: How many tensors were measured.
+        elements_min, elements_max: Sizes of the smallest and the largest of them.
+    """
+
+    output: str
+    measure: str
+    dtype: str
+    device_class: str
+    stored: str
+    unit: str
+    tolerance: float
+    bound: float
+    maximum: float
+    quantile_99: float
+    median: float
+    samples: int
+    elements_min: int
+    elements_max: int
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """(output, measure, dtype, device class): what identifies a row within its table."""
+        return self.output, self.measure, self.dtype, self.device_class
+
+    @property
+    def name(self) -> str:
+        """The key in words, e.g. ``grad_weight/element/bf16/sm_90``."""
+        return "/".join(self.key)
+
+
+@dataclass(frozen=True)
+class LookUp:
+    """What a look-up found: ``row``, or None; and which row it is, or why there is none, in words."""
+
+    row: Row | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """The tolerances of one op.
+
+    Attributes:
+        op: The op's name.
+        rule: How tolerances follow from what was measured, in words.
+        rows: The rows, no two with the same key.
+        provenance: By device class.
+        source: The file, for messages.
+    """
+
+    op: str
+    rule: str
+    rows: tuple[Row, ...]
+    provenance: Mapping[str, Provenance]
+    source: str = field(default="", compare=False)
+
+    def look_up(
+        self, *, output: str, measure: str, dtype: str, device_class: str, dims: Mapping[str, int] | None = None
+    ) -> LookUp:
+        """The row with exactly this key, and an explanation either way; nothing is inferred from similar rows.
+
+        Args:
+            output: Name of the output, or ``grad_INPUT``.
+            measure: One of `MEASURES`.
+            dtype: Name of the dtype under audit.
+            device_class: See `Row`.
+            dims: Sizes of the case by name; a row that was not measured at such sizes does not apply. None: not asked.
+        """
+        key = (output, measure, dtype, device_class)
+        row = next((r for r in self.rows if r.key == key), None)
+        if row is None:
+            kept = list(self.rows)
+            for attribute, wanted in zip(("output", "measure", "dtype", "device_class"), key, strict=True):
+                there = sorted({str(getattr(r, attribute)) for r in kept})
+                kept = [r for r in kept if getattr(r, attribute) == wanted]
+                if not kept:
+                    what = attribute.replace("_", " ")
+                    return LookUp(None, f"{self.source} has no row for {what} {wanted!r}: it has {', '.join(there)}")
+        assert row is not None  # the loop returns otherwise
+        measured = self.provenance[device_class]
+        for name, size in (dims or {}).items():
+            if size > measured.dims.get(name, -1):
+                largest = ", ".join(f"{k}={v}" for k, v in measured.dims.items())
+                return LookUp(
+                    None, f"{row.name} in {self.source} was measured at sizes up to {largest}, which {name}={size} is beyond"
+                )
+        sample = f"largest of {row.samples} measured {row.maximum:g}, derived bound {row.bound:g}"
+        made = f"{measured.date}, {measured.device}, torch {measured.torch}, triton {measured.triton}, {measured.commit}"
+        return LookUp(row, f"row {row.name} of {self.source}: {sample} ({made})")
+
+
+def find_table(op: str, directory: str | Path | None = None) -> Table | None:
+    """The op's table: ``directory/OP.toml`` if a directory is given and has one, else the shipped one, else None.
+
+    Raises:
+        InputError: ``op`` is not a word, or there is no such directory.
+        TableError: The table is not valid.
+    """
+    if not _OP.fullmatch(op):
+        raise InputError(f"an op's name is a word of letters, digits, '-' and '_': {op!r} is not")
+    places: list[Traversable] = [resources.files("ktonum.tolerance_tables")]
+    if directory is not None:
+        if not Path(directory).is_dir():
+            raise InputError(f"no directory {str(directory)!r} to look for tolerance tables in")
+        places.insert(0, Path(directory))
+    for place in places:
+        file = place / f"{op}.toml"
+        if file.is_file():
+            return load_table(file)
+    return None
+
+
+def load_table(file: str | Path | Traversable) -> Table:
+    """Read and validate one table.
+
+    Raises:
+        TableError: The file cannot be read, is no TOML, or breaks the schema; with file, key, and what is accepted.
+    """
+    place = Path(file) if isinstance(file, str) else file
+    try:
+        document = tomllib.loads(place.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TableError(f"{place}: not valid TOML: {error}; restore it from version control") from error
+    except OSError as error:
+        raise TableError(f"{place}: cannot be read: {error.strerror}") from error
+    return _Reader(str(place)).table(document, place.name)
+
+
+class _Reader:
+    """Turns parsed TOML into a `Table`, naming file and key of whatever does not fit."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def reject(self, key: str, found: str, accepted: str) -> TableError:
+        return TableError(f"{self.file}: {key}: {found}; accepted: {accepted}")
+
+    def table(self, document: dict[str, Any], name: str) -> Table:
+        # The schema first: a file of another version is not faulted for each key it has or lacks.
+        if document.get("schema") != SCHEMA:
+            found = repr(document["schema"]) if "schema" in document else "missing"
+            raise self.reject("schema", found, f"{SCHEMA!r}, the version that this ktonum reads")
+        hints = {"schema": str, "op": str, "rule": str, "provenance": dict, "row": list}
+        self.check("", document, hints, set(hints))
+        if name != f"{document['op']}.toml":
+            raise self.reject("op", repr(document["op"]), f"{Path(name).stem!r}, as the file is called {name}")
+        provenance = {}
+        for device_class, section in document["provenance"].items():
+            key = f"provenance.{device_class}"
+            self.among_device_classes(key, device_class)
+            provenance[device_class] = self.build(Provenance, key, section)
+            self.provenance(key, provenance[device_class])
+        rows: dict[tuple[str, ...], Row] = {}
+        for number, section in enumerate(document["row"], 1):
+            row = self.build(Row, f"row {number}", section)
+            key = f"row {number} ({row.name})"
+            self.row(key, row)
+            if row.key in rows:
+                raise self.reject(key, "a duplicate", "one row for each output, measure, dtype and device class")
+            if row.device_class not in provenance:
+                raise self.reject(f"{key}.device_class", repr(row.device_class), f"{', '.join(provenance)}: those with a provenance")
+            rows[row.key] = row
+        return Table(document["op"], document["rule"], tuple(rows.values()), provenance, self.file)
+
+    def build[T](self, kind: type[T], key: str, section: Any) -> T:
+        return kind()
