@@ -93,7 +93,7 @@ def audit_command(request: AuditRequest) -> int:
     from ktonum.report.terminal import AuditView, make_console, print_summary
 
     gpus = len(visible_gpus()) if device == "cuda" else 0
-    workers = worker_count(request.workers, plan, gpus)
+    workers = worker_count(request.workers, plan, gpus, request.settings.profile)
     console = make_console()
     console.print(_headline(request, plan, workers, gpus), markup=False)
     saver = _Saver(request, plan)

@@ -18,6 +18,8 @@ from ktonum.results import CheckResult, Verdict
 
 __all__ = ["Outcome", "available_cores", "run_session", "worker_count"]
 
+# Compiling kernels is most of a quick audit's time on a GPU, and runs on the host's cores.
+_QUICK_PER_GPU = 4
 # Read by pytest from the environment, and none of the audit's business.
 _FOREIGN = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")
 
@@ -139,14 +141,16 @@ def _own_environment() -> Iterator[None]:
         os.environ.update(kept)
 
 
-def worker_count(asked: str, plan: AuditPlan, gpus: int) -> int:
-    """How many workers ``-n`` asks for: for ``auto`` one for each GPU, or for each core, and no more than cases.
+def worker_count(asked: str, plan: AuditPlan, gpus: int, profile: str) -> int:
+    """How many workers ``-n`` asks for: for ``auto`` by GPUs, or one for each core, and no more than cases.
 
-    Never 0 for ``auto``: a candidate that takes its process down must not take the audit along.
+    A GPU gets one worker at production sizes, which fill its memory, and `_QUICK_PER_GPU` in the quick profile. Never 0 for ``auto``: a candidate that takes its process down must not take the audit along.
     """
     if asked != "auto":
         return int(asked)
-    return max(1, min(gpus if plan.device == "cuda" else available_cores(), plan.cases))
+    per_gpu = _QUICK_PER_GPU if profile == "quick" else 1
+    wanted = min(gpus * per_gpu, available_cores()) if plan.device == "cuda" else available_cores()
+    return max(1, min(wanted, plan.cases))
 
 
 def available_cores() -> int:

@@ -58,7 +58,7 @@ def audit(
     profile: Annotated[str, typer.Option(help="quick or full")] = "quick",
     standard: Annotated[str, typer.Option(help="precise or eager")] = "precise",
     workers: Annotated[
-        str, typer.Option("-n", metavar="N", help="Worker processes; auto: one a GPU, else one a core; 0: none")
+        str, typer.Option("-n", metavar="N", help="Worker processes; auto: by GPUs, else one a core; 0: none")
     ] = "auto",
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report as JSON.")] = None,
     html: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report as one HTML page.")] = None,

@@ -15,6 +15,7 @@ from ktonum.bounds import Arithmetic, ErrorBound, from_measured_error, unit_roun
 from ktonum.cases import Case, torch_dtype
 from ktonum.errors import CandidateError, KtonumError
 from ktonum.evaluation import Evaluation, Run, evaluate, named_outputs, upcast
+from ktonum.gradient_check.function import private_copy
 from ktonum.op import Op
 from ktonum.sampling import Draw
 
@@ -113,12 +114,24 @@ class CaseContext:
         """
         run = self.run if run is None else run
         candidate = self.candidate
+        # Copies of what the case's other runs read: a candidate that writes to its inputs would change their results,
+        # and one that writes the same again would find its own traces there and leave none.
+        inputs = {k: self._lent(v) for k, v in run.inputs.items()}
+        upstream = {k: self._lent(v) for k, v in run.upstream.items()}
         try:
-            return evaluate(candidate, run.inputs, differentiable=self.differentiable, upstream=run.upstream)
+            return evaluate(candidate, inputs, differentiable=self.differentiable, upstream=upstream)
         except KtonumError:
             raise
         except Exception as error:  # whatever the candidate raises
             raise CandidateError(f"raised {type(error).__name__}: {error}\n{traceback.format_exc()}") from error
+
+    def _lent(self, value: Any) -> Any:
+        """A tensor of the case, or a view of one, as a copy with the same strides; anything else as it is."""
+        if not isinstance(value, Tensor):
+            return value
+        own = [t for t in (*self.inputs.values(), *self.upstream.values()) if isinstance(t, Tensor)]
+        memory = value.untyped_storage().data_ptr()
+        return private_copy(value) if any(t.untyped_storage().data_ptr() == memory for t in own) else value
 
     @cached_property
     def result(self) -> Evaluation:
@@ -173,7 +186,7 @@ class CaseContext:
     def _measured(
         self, name: str, expected: Tensor, final: torch.dtype, standard: str, arithmetic: Arithmetic
     ) -> ErrorBound:
-        if standard == "eager":
+        if standard == "eager" and self.dtype != torch.float64:  # there the plain run is the oracle, without error
             stand_in, scale, words = self.plain, _MEASURED_SCALE, f"the reference in {self.case.dtype}"
         else:
             # Inputs are drawn in float32, so that a float32 run sees the values of any case exactly; its error scales

@@ -23,12 +23,14 @@ import json
 import math
 import re
 import tomllib
+from collections import abc
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib import resources
 from importlib.resources.abc import Traversable
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from ktonum.cases import DTYPES
 from ktonum.errors import InputError, TableError
@@ -42,6 +44,9 @@ MEASURES = {"element": "half_ulp", "relative_norm": "rounding_norm", "signed_bia
 
 _DEVICE_CLASS = re.compile(r"cpu|interpreter|sm_\d{2,3}")
 _OP = re.compile(r"[A-Za-z0-9_-]+")
+
+_Record = TypeVar("_Record", "Provenance", "Row")
+_WORDS = {str: "text", int: "an integer", float: "a number", bool: "a boolean", dict: "a table", list: "an array"}
 
 
 @dataclass(frozen=True)
@@ -174,10 +179,13 @@ class Table:
             if size > measured.dims.get(name, -1):
                 largest = ", ".join(f"{k}={v}" for k, v in measured.dims.items())
                 return LookUp(
-                    None, f"{row.name} in {self.source} was measured at sizes up to {largest}, which {name}={size} is beyond"
+                    None,
+                    f"{row.name} in {self.source} was measured at sizes up to {largest}, which {name}={size} is beyond",
                 )
         sample = f"largest of {row.samples} measured {row.maximum:g}, derived bound {row.bound:g}"
-        made = f"{measured.date}, {measured.device}, torch {measured.torch}, triton {measured.triton}, {measured.commit}"
+        made = (
+            f"{measured.date}, {measured.device}, torch {measured.torch}, triton {measured.triton}, {measured.commit}"
+        )
         return LookUp(row, f"row {row.name} of {self.source}: {sample} ({made})")
 
 
@@ -239,7 +247,7 @@ class _Reader:
         provenance = {}
         for device_class, section in document["provenance"].items():
             key = f"provenance.{device_class}"
-            self.among_device_classes(key, device_class)
+            self.device_class(key, device_class)
             provenance[device_class] = self.build(Provenance, key, section)
             self.provenance(key, provenance[device_class])
         rows: dict[tuple[str, ...], Row] = {}
@@ -250,9 +258,107 @@ class _Reader:
             if row.key in rows:
                 raise self.reject(key, "a duplicate", "one row for each output, measure, dtype and device class")
             if row.device_class not in provenance:
-                raise self.reject(f"{key}.device_class", repr(row.device_class), f"{', '.join(provenance)}: those with a provenance")
+                raise self.reject(
+                    f"{key}.device_class", repr(row.device_class), f"{', '.join(provenance)}: those with a provenance"
+                )
             rows[row.key] = row
         return Table(document["op"], document["rule"], tuple(rows.values()), provenance, self.file)
 
-    def build[T](self, kind: type[T], key: str, section: Any) -> T:
-        return kind()
+    def build(self, kind: type[_Record], key: str, section: Any) -> _Record:
+        if not isinstance(section, dict):
+            raise self.reject(key, f"{section!r}, {_WORDS.get(type(section))}", "a table of keys")
+        required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+        hints = get_type_hints(kind)
+        self.check(f"{key}.", section, hints, required)
+        # TOML tells 2 from 2.0, people who edit tables do not.
+        values: dict[str, Any] = {k: float(v) if hints[k] is float else v for k, v in section.items()}
+        return kind(**values)
+
+    def check(self, prefix: str, section: dict[str, Any], hints: Mapping[str, Any], required: set[str]) -> None:
+        """Names and types of a section's keys; numbers must be finite and not negative."""
+        for name in sorted(required - set(section)):
+            raise self.reject(f"{prefix}{name}", "missing", f"the keys {', '.join(hints)}")
+        for name, value in section.items():
+            if name not in hints:
+                raise self.reject(
+                    f"{prefix}{name}", "unknown", f"the keys {', '.join(hints)}; a newer ktonum may know more"
+                )
+            wanted = get_origin(hints[name]) or hints[name]
+            wanted = dict if wanted is abc.Mapping else wanted
+            fitting = (float, int) if wanted is float else (wanted,)
+            if not isinstance(value, fitting) or isinstance(value, bool):
+                raise self.reject(
+                    f"{prefix}{name}", f"{value!r}, {_WORDS.get(type(value), type(value).__name__)}", _WORDS[wanted]
+                )
+            if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
+                raise self.reject(f"{prefix}{name}", repr(value), "a finite number, zero or more")
+
+    def device_class(self, key: str, value: str) -> None:
+        if not _DEVICE_CLASS.fullmatch(value):
+            raise self.reject(key, repr(value), "cpu, interpreter, or sm_ and digits as in sm_90")
+
+    def provenance(self, key: str, given: Provenance) -> None:
+        try:
+            datetime.date.fromisoformat(given.date)
+        except ValueError:
+            raise self.reject(f"{key}.date", repr(given.date), "a date as in 2026-01-31") from None
+        for name, size in given.dims.items():
+            if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+                raise self.reject(f"{key}.dims.{name}", repr(size), "an integer, zero or more")
+
+    def row(self, key: str, row: Row) -> None:
+        choices = {"measure": tuple(MEASURES), "dtype": tuple(DTYPES), "stored": tuple(DTYPES)}
+        if row.measure in MEASURES:
+            choices["unit"] = (MEASURES[row.measure],)
+        for name, accepted in choices.items():
+            if getattr(row, name) not in accepted:
+                raise self.reject(f"{key}.{name}", repr(getattr(row, name)), ", ".join(accepted))
+        self.device_class(f"{key}.device_class", row.device_class)
+        # Each at least the one before it; in particular no tolerance is looser than what can be derived.
+        for ascending in (
+            ("median", "quantile_99", "maximum", "tolerance", "bound"),
+            ("elements_min", "elements_max"),
+        ):
+            for low, high in pairwise(ascending):
+                if getattr(row, low) > getattr(row, high):
+                    found = f"{getattr(row, high):g}, less than {low} = {getattr(row, low):g}"
+                    raise self.reject(f"{key}.{high}", found, f"{' ≤ '.join(ascending)}")
+        for name in ("samples", "elements_min"):
+            if getattr(row, name) < 1:
+                raise self.reject(f"{key}.{name}", "0", "1 or more")
+
+
+def write_table(table: Table, file: str | Path) -> None:
+    """Write ``table`` so that the same content gives the same bytes, and a changed row a diff of its own.
+
+    Rows are sorted by key, provenance by device class, and the result is read back before the file is replaced.
+
+    Raises:
+        TableError: The table breaks the schema; the file is left as it was.
+    """
+    place = Path(file)
+    text = _format(table)
+    _Reader(str(place)).table(tomllib.loads(text), place.name)
+    place.write_text(text, encoding="utf-8")
+
+
+# An emitter of our own rather than a library's: the tables are flat, it takes these lines, and a dependency of every
+# user's test session would have to earn more than that.
+def _format(table: Table) -> str:
+    parts = [f"schema = {_value(SCHEMA)}\nop = {_value(table.op)}\nrule = {_value(table.rule)}\n"]
+    for device_class, provenance in sorted(table.provenance.items()):
+        parts.append(f"[provenance.{device_class}]\n{_lines(asdict(provenance))}")
+    for row in sorted(table.rows, key=lambda r: r.key):
+        parts.append(f"[[row]]\n{_lines(asdict(row))}")
+    return "\n".join(parts)
+
+
+def _lines(section: Mapping[str, Any]) -> str:
+    return "".join(f"{name} = {_value(value)}\n" for name, value in section.items())
+
+
+def _value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{k} = {_value(v)}' for k, v in value.items())} }}"
+    # JSON's strings are TOML's, but for the one control character that JSON lets through.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else repr(value)

@@ -102,17 +102,17 @@ def reading_past_the_end(tensor: Tensor) -> Tensor:
     return tensor + 0 * tensor.detach().as_strided((), (), tensor.storage_offset() + last)
 
 
-class AlternatingUlp:
-    """Every other call returns each element's neighbour: the next larger one."""
+class DriftingUlp:
+    """Every call moves each element by one unit in the last place more: no two runs agree."""
 
     def __init__(self) -> None:
         self._calls = itertools.count()
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        if next(self._calls) % 2:
-            return tensor
-        neighbour = torch.nextafter(tensor.detach(), torch.full_like(tensor, torch.inf))
-        return tensor + (neighbour - tensor.detach())
+        moved = tensor.detach()
+        for _ in range(next(self._calls)):
+            moved = torch.nextafter(moved, torch.full_like(moved, torch.inf))
+        return tensor + (moved - tensor.detach())
 
 
 class SummedInLowPrecision(torch.autograd.Function):

@@ -24,7 +24,9 @@ def _judge(context: CaseContext) -> CheckResult:
     candidate = context.candidate
 
     def function(*tensors: Tensor) -> tuple[Tensor, ...]:
-        outputs = named_outputs(candidate(**{**context.inputs, **dict(zip(names, tensors, strict=True))}))
+        # Copies, for the case's other runs read these tensors; gradcheck itself looks after the differentiated ones.
+        others = {k: v.clone() if isinstance(v, Tensor) else v for k, v in context.inputs.items() if k not in names}
+        outputs = named_outputs(candidate(**others, **dict(zip(names, tensors, strict=True))))
         return tuple(t for name in context.upstream if (t := outputs.get(name)) is not None)
 
     leaves: list[Any] = [context.inputs[name].detach().requires_grad_() for name in names]

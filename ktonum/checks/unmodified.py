@@ -13,9 +13,12 @@ __all__ = ["CHECK"]
 
 
 def _probes(context: CaseContext) -> list[Probe]:
-    before = {k: v for k, v in {**context.inputs, **_named_upstream(context.upstream)}.items() if isinstance(v, Tensor)}
+    outputs = context.result.tensors()
+    # In the outputs' dtypes: autograd would hand a converted copy on, and what becomes of that shows nowhere.
+    sent = {k: v.to(outputs[k].dtype) for k, v in context.upstream.items()}
+    before = {k: v for k, v in {**context.inputs, **_named_upstream(sent)}.items() if isinstance(v, Tensor)}
     given = {k: v.clone() if isinstance(v, Tensor) else v for k, v in context.inputs.items()}
-    upstream = {k: v.clone() for k, v in context.upstream.items()}
+    upstream = {k: v.clone() for k, v in sent.items()}
     context.evaluate(Run(given, context.parameters, upstream))
     after = {**given, **_named_upstream(upstream)}
     return [

@@ -1,0 +1,154 @@
+"""Everything that wants a GPU, in one run: tests, audits, published candidates, tolerances.
+
+Run it from a checkout on a machine with a CUDA device; nothing needs to be installed but the packages::
+
+    python benchmarks/collect_gpu_evidence.py [--out FOLDER] [--only NAME ...] [--liger-checkout PATH]
+
+Each stage writes its log and, for audits, its JSON report to the folder; ``README.md`` there states device, versions,
+commit and date, what each stage came to, and the errors at production size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ktonum.environment import describe_environment  # noqa: E402  # the checkout first, installed or not
+from ktonum.errors import UsageError  # noqa: E402
+from ktonum.results import CheckResult, Report  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command; ``report`` is the JSON report it leaves in the folder, if any."""
+
+    name: str
+    command: list[str]
+    report: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage came to."""
+
+    stage: Stage
+    status: int
+    seconds: float
+
+
+def stages(out: Path, liger_checkout: str | None) -> list[Stage]:
+    """All stages, the cheapest and most telling first."""
+
+    def audit(name: str, *arguments: str) -> Stage:
+        report = f"{name}.json"
+        command = [sys.executable, "-m", "ktonum", "audit", "--device", "cuda", "--json", str(out / report), *arguments]
+        return Stage(name, command, report)
+
+    tests = [str(p) for p in sorted((ROOT / "tests").glob("test_kernels_*.py"))]
+    listed = [
+        audit("audit-quick"),
+        audit("audit-full-bf16", "--profile", "full", "--dtype", "bf16", "--only", "V=151936"),
+        Stage("kernel-tests", [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "8", *tests]),
+        audit("audit-full", "--profile", "full"),
+        audit("candidate-liger", "--candidate", "liger", "--profile", "full", "--dtype", "bf16"),
+        audit("candidate-trl", "--candidate", "trl", "--profile", "full", "--dtype", "bf16"),
+        Stage("tolerances", [sys.executable, str(ROOT / "benchmarks/measure_tolerances.py"), "--device", "cuda"]),
+    ]
+    if liger_checkout is not None:
+        script = str(ROOT / "benchmarks/run_liger_tests.py")
+        command = [sys.executable, script, "--checkout", liger_checkout, "--device", "cuda"]
+        listed.append(Stage("liger-own-tests", command))
+    return listed
+
+
+def run(stage: Stage, out: Path) -> Outcome:
+    """Run a stage; its output goes to a log and its last lines to the terminal."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment.pop("TRITON_INTERPRET", None)
+    started = time.perf_counter()
+    with (out / f"{stage.name}.log").open("w", encoding="utf-8") as log:
+        process = subprocess.run(stage.command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    seconds = time.perf_counter() - started
+    closing = (out / f"{stage.name}.log").read_text(encoding="utf-8").rstrip().splitlines()[-3:]
+    sys.stdout.write(
+        f"{stage.name}: exit {process.returncode}, {seconds:.0f} s\n" + "".join(f"    {line}\n" for line in closing)
+    )
+    sys.stdout.flush()
+    return Outcome(stage, process.returncode, seconds)
+
+
+def production_rows(results: tuple[CheckResult, ...]) -> list[str]:
+    """Errors at production size: each tensor's relative norm and bias, beside its bound."""
+    rows = []
+    for result in results:
+        if "V=151936" in result.case and result.check in ("forward", "gradients"):
+            for m in result.measurements:
+                if m.name.startswith(("loss/", "grad_")) and not m.name.endswith("/element"):
+                    rows.append(
+                        f"| {result.case} | {m.name} | {m.value:.2e} | {m.bound:.2e} | {result.verdict.value} |"
+                    )
+    return rows
+
+
+def summary(outcomes: list[Outcome], out: Path) -> str:
+    """The folder's README."""
+    environment = describe_environment("cuda")
+    device = environment["device"]
+    lines = [
+        "# What was measured on GPUs",
+        "",
+        f"{environment['date']}, {device['name']} ({device['capability']}, {device['count']} of them), commit "
+        f"{environment['commit']}; " + ", ".join(f"{k} {v}" for k, v in environment["packages"].items()) + ".",
+        "",
+        "Collected by `python benchmarks/collect_gpu_evidence.py`.",
+        "",
+        "| stage | exit status | seconds |",
+        "|---|---|---|",
+        *(f"| {o.stage.name} | {o.status} | {o.seconds:.0f} |" for o in outcomes),
+    ]
+    for outcome in outcomes:
+        path = out / outcome.stage.report
+        if outcome.stage.report and path.is_file():
+            rows = production_rows(Report.from_json(path).results)
+            if rows:
+                lines += ["", f"## {outcome.stage.name}", "", "| case | measure | value | bound | verdict |"]
+                lines += ["|---|---|---|---|---|", *rows]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run the stages; exit status 1 if one failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--only", nargs="*", help="names of stages; all when left out")
+    parser.add_argument("--liger-checkout", help="a Liger-Kernel checkout, to run its own KTO tests")
+    arguments = parser.parse_args()
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.stderr.write("no CUDA device here: run this on a machine with one; `ktonum doctor` says what is missing\n")
+        return 2
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    listed = stages(arguments.out, arguments.liger_checkout)
+    unknown = set(arguments.only or ()) - {s.name for s in listed}
+    if unknown:
+        raise UsageError(f"unknown stage {', '.join(sorted(unknown))}: use {', '.join(s.name for s in listed)}")
+    outcomes = []
+    for stage in listed:
+        if not arguments.only or stage.name in arguments.only:
+            outcomes.append(run(stage, arguments.out))
+            # After every stage: a run that is cut off leaves what it measured.
+            (arguments.out / "README.md").write_text(summary(outcomes, arguments.out), encoding="utf-8")
+    return int(any(o.status for o in outcomes if not o.stage.name.startswith("candidate-")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

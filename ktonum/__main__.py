@@ -1,0 +1,7 @@
+"""``python -m ktonum``: the command line where the package is not installed, only on the path."""
+
+from __future__ import annotations
+
+from ktonum.cli import main
+
+main()

@@ -1,0 +1,367 @@
+r"""`assert_within`: a result against its float64 oracle, with a tolerance from a measured row or from a derivation.
+
+Errors are counted in roundings of the output's dtype, known from the oracle alone, so that no measure knows an absolute
+size. With the error :math:`d = actual - expected`, half a unit in the last place at the oracle :math:`h`, and at the
+element's typical size :math:`h_r`:
+
+- ``element``: :math:`\max_i |d_i| / (h_i + h_{r,i})`, unit ``half_ulp``. An element is as wrong as the terms that were
+  added to make it, which may cancel: the typical size :math:`r` is its row's root mean square, times its column's
+  share where that is above average. A small row is thus held to its own size, and an exactly zero one to zero.
+- ``relative_norm``: :math:`\|d\| / \|h\|`, unit ``rounding_norm``; of one rounding it is :math:`1/\sqrt 3`.
+- ``signed_bias``: :math:`|\langle d, e \rangle| / (\|h\| \|e\|)` with the oracle :math:`e`, unit ``rounding_norm``:
+  what does not average out. Truncating for rounding gives about 1 at any size, rounding gives :math:`1/\sqrt{3n}`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ktonum.bounds import Arithmetic, confidence, summation_variance, unit_roundoff
+from ktonum.cases import DTYPES, dtype_name, torch_dtype
+from ktonum.comparison import spacing
+from ktonum.errors import InputError, ToleranceError
+from ktonum.results import Measurement
+from ktonum.tables import MEASURES, Row, Table, find_table
+
+__all__ = ["Errors", "assert_within", "derived_tolerances", "device_class", "measure_errors"]
+
+# Elements at a time: a dozen float64 temporaries of this many are alive at once.
+_BLOCK = 2**22
+# Fewer elements than this have no error to average, see `ktonum.probe`.
+_ENOUGH_TO_AVERAGE = 64
+_TINY = torch.finfo(torch.float64).tiny
+
+# A block's (independent, coherent) errors before the final rounding, see `ktonum.bounds.ErrorBound`.
+_Model = Callable[["_Stretch"], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """What `measure_errors` found.
+
+    Attributes:
+        values: By measure; ``inf`` throughout where an element is wrongly NaN or infinite.
+        signed: The signed bias relative to the oracle: −0.0028 is 0.28 % too short.
+        norm: ‖actual − expected‖ / ‖expected‖.
+        worst: Index of the worst element, or of the first that is wrongly not finite.
+        nonfinite: How many elements are.
+    """
+
+    values: Mapping[str, float]
+    signed: float
+    norm: float
+    worst: tuple[int, ...]
+    nonfinite: int
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Some rows of the matrix that the oracle's leading dims are flattened to, float64."""
+
+    rows: slice
+    expected: Tensor  # 0 where not finite
+    typical: Tensor  # r
+    half_ulp: Tensor  # h
+    unit: Tensor  # h + h_r
+    scale: float  # the oracle's largest element: squares of gradients of 1e-170 would vanish
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The same rows of another tensor of the oracle's shape."""
+        return _matrix(tensor)[self.rows].to(self.expected.device, torch.float64)
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    return tensor.detach().reshape(-1, tensor.shape[-1] if tensor.ndim else 1)
+
+
+def _stretches(expected: Tensor, dtype: torch.dtype) -> Iterator[_Stretch]:
+    matrix = _matrix(expected)
+    count, width = matrix.shape
+    at_once = max(1, _BLOCK // width)
+    blocks = [slice(i, min(i + at_once, count)) for i in range(0, count, at_once)]
+
+    def part(rows: slice) -> Tensor:
+        return matrix[rows].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+    largest = max(torch.finfo(dtype).tiny, *(float(part(b).abs().amax()) for b in blocks))
+    by_row, by_column = matrix.new_zeros(count, 1), matrix.new_zeros(1, width)
+    for rows in blocks:
+        squares = (part(rows) / largest).square()
+        by_row[rows] = squares.mean(1, keepdim=True)
+        by_column += squares.sum(0, keepdim=True) / count
+    # A matrix product's element (i, j) errs in proportion to ‖a_i‖ ‖b_j‖. Columns only raise the row's size: estimated
+    # from few rows, a column's own may be small by luck.
+    share = (by_column / by_column.mean().clamp(min=_TINY)).clamp(min=1.0)
+    for rows in blocks:
+        e, typical = part(rows), (by_row[rows] * share).sqrt() * largest
+        half = spacing(e, dtype) / 2
+        yield _Stretch(rows, e, typical, half, half + spacing(typical, dtype) / 2, largest)
+
+
+def measure_errors(*, actual: Tensor, expected: Tensor, stored: torch.dtype) -> Errors:
+    """Measure ``actual`` against the oracle, in roundings of ``stored``; no thresholds.
+
+    Elements that are NaN in both, or the same infinity, agree and are left out.
+
+    Args:
+        actual: Any floating dtype, any shape but an empty one.
+        expected: Same shape, float64.
+        stored: The dtype whose roundings are the unit.
+    """
+    element, worst, first_nonfinite, nonfinite, finite = -1.0, 0, 0, 0, 0
+    sums = torch.zeros(4, dtype=torch.float64)
+    for s in _stretches(expected, stored):
+        a, given = s.of(actual), s.of(expected)
+        agreed = (a == given) | (a.isnan() & given.isnan())
+        usable = a.isfinite() & given.isfinite()
+        strange = ~usable & ~agreed
+        error = torch.where(usable, a - s.expected, 0.0)
+        # 0/0 is no error, and what divides by zero otherwise is the worst.
+        ratio = torch.where(error == 0, 0.0, error.abs() / s.unit)
+        place = int(ratio.argmax())
+        offset = s.rows.start * ratio.shape[1]
+        if float(ratio.view(-1)[place]) > element:
+            element, worst = float(ratio.view(-1)[place]), offset + place
+        if nonfinite == 0 and bool(strange.any()):
+            first_nonfinite = offset + int(strange.view(-1).int().argmax())
+        nonfinite += int(strange.sum())
+        finite += int(usable.sum())
+        d, e, h = error / s.scale, s.expected / s.scale, torch.where(usable, s.half_ulp, 0.0) / s.scale
+        sums += torch.stack([(x * y).sum() for x, y in ((d, d), (e, e), (d, e), (h, h))]).cpu()
+    errors, norms, products, roundings = sums.clamp(min=_TINY).tolist()
+    products = float(sums[2])
+    if nonfinite:
+        infinite = dict.fromkeys(_applicable(expected.numel()), math.inf)
+        return Errors(infinite, math.nan, math.nan, _unravel(first_nonfinite, expected.shape), nonfinite)
+    values = {
+        "element": element,
+        "relative_norm": math.sqrt(errors / roundings),
+        "signed_bias": abs(products) / math.sqrt(roundings * norms),
+    }
+    values = {name: values[name] for name in _applicable(finite)}
+    return Errors(values, products / norms, math.sqrt(errors / norms), _unravel(worst, expected.shape), 0)
+
+
+def derived_tolerances(*, expected: Tensor, stored: torch.dtype, model: _Model) -> dict[str, float]:
+    """Bounds on the measures of a correct result, from its errors before the final rounding.
+
+    Args:
+        expected: The oracle, float64.
+        stored: The dtype of the result.
+        model: Gives each block's (independent, coherent) errors, see `ktonum.bounds.ErrorBound`.
+    """
+    count = expected.numel()
+    by_element, single = confidence(count), confidence()
+    element, sums = 0.0, torch.zeros(6, dtype=torch.float64)
+    for s in _stretches(expected, stored):
+        independent, shared = model(s)
+        allowed = by_element * independent + shared + s.half_ulp
+        element = max(element, float(torch.where(s.unit > 0, allowed / s.unit, 1.0).amax()))
+        h, i, c, e = (t / s.scale for t in (s.half_ulp, independent, shared, s.expected.abs()))
+        a = (i.square() + h.square()).sqrt()
+        sums += torch.stack([(x * y).sum() for x, y in ((h, h), (e, e), (a, a), (c, c), (a * e, a * e), (c, e))]).cpu()
+    roundings, norms, variance, coherent, projected, shifted = sums.clamp(min=_TINY).tolist()
+    norm = math.sqrt(variance * (1 + single**2 / count)) + math.sqrt(coherent)
+    granted = {
+        "element": element,
+        "relative_norm": norm / math.sqrt(roundings),
+        "signed_bias": (single * math.sqrt(projected) + shifted) / math.sqrt(roundings * norms),
+    }
+    return {name: granted[name] for name in _applicable(count)}
+
+
+def _of_sums(terms: float, operand_roundings: int, dtype: torch.dtype, device: str) -> _Model:
+    """Sums of ``terms`` terms of mean zero, for which a typical element's square is its terms' sum of squares."""
+    arithmetic = Arithmetic.of("precise", dtype, device)
+
+    def model(s: _Stretch) -> tuple[Tensor, Tensor]:
+        squares = s.typical.square()
+        variance = summation_variance(terms, s.expected, squares, arithmetic.accumulator)
+        variance = variance + operand_roundings * unit_roundoff(arithmetic.operands) ** 2 * squares
+        return variance.sqrt(), arithmetic.truncation(terms) * s.expected.abs()
+
+    return model
+
+
+def device_class(device: str | torch.device) -> str:
+    """``sm_90`` and the like for a GPU; for a CPU ``interpreter`` if Triton interprets in this process, else ``cpu``.
+
+    Device classes themselves are accepted as well.
+    """
+    name = str(device)
+    if name.startswith("cuda"):
+        major, minor = torch.cuda.get_device_capability(torch.device(name))
+        return f"sm_{major}{minor}"
+    if name == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return "interpreter"
+    return name
+
+
+def assert_within(
+    *,
+    actual: Tensor,
+    expected: Tensor,
+    op: str,
+    output: str,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    dims: Mapping[str, int] | None = None,
+    terms: int | None = None,
+    operand_roundings: int = 0,
+    tables: str | Path | None = None,
+) -> tuple[Measurement, ...]:
+    """Raise unless ``actual`` is as near to ``expected`` as a correct implementation of ``op`` comes.
+
+    The tolerance of each measure (see this module) is the table row's for exactly this op, output, dtype and device;
+    where there is none, it is derived: a sum of ``terms`` products in random order, each of whose operands is rounded
+    ``operand_roundings`` times in all, accumulated in float32 (float64 for float64 tensors) and rounded once. Errors of
+    a sum are bounded in probability by √terms rather than terms: Hoeffding's inequality under Higham and Mary's model
+    (2019, SIAM J. Sci. Comput. 41(5), A2815), one false alarm in 10⁶. The derivation takes the terms to have mean zero,
+    so that elements are as large as their terms' root sum of squares; sums that cancel further need a row, or an audit.
+
+    Args:
+        actual: The result, any floating dtype and shape.
+        expected: The oracle, float64, same shape: computed in float64 from the very inputs that ``actual`` saw.
+        op: The op's name, that of its table.
+        output: An output's name, or ``grad_INPUT``.
+        dtype: The dtype the op ran in, where it is not the result's: a bf16 loss is float32. A torch dtype or a name.
+        device: Default the result's; a device, ``cuda``, ``cpu``, or a device class, see `device_class`.
+        dims: The case's sizes by name: a row is then used only if it was measured at sizes as large.
+        terms: The length of the reduction that makes an element, for what has no row.
+        operand_roundings: How often a product's operands are rounded to ``dtype`` on the way; 0 where the products take
+            the inputs as they are, 1 for P V in attention.
+        tables: A directory with tables of your own, looked into before the shipped ones.
+
+    Returns:
+        What was measured, each with its tolerance and where that comes from. Measures without a row are left out if
+        there is no ``terms`` either; ``element`` always needs one of the two.
+
+    Raises:
+        ToleranceError: A measure is beyond its tolerance; an `AssertionError`.
+        InputError: Tensors that cannot be compared, a dtype or sizes that are none, or neither row nor ``terms``.
+        TableError: The op's table is not valid.
+    """
+    _check(actual, expected, terms, operand_roundings)
+    name = dtype if isinstance(dtype, str) else dtype_name(dtype or actual.dtype)
+    if name not in DTYPES:
+        raise InputError(f"unknown dtype {name!r}: use {', '.join(DTYPES)}, or a torch dtype")
+    kind = device_class(actual.device if device is None else device)
+    table = find_table(op, tables)
+    reasons, rows = dict.fromkeys(MEASURES, f"there is no table {op}.toml"), {}
+    for measure in MEASURES if table is not None else ():
+        found = table.look_up(output=output, measure=measure, dtype=name, device_class=kind, dims=dims)
+        reasons[measure] = found.why
+        if found.row is not None:
+            rows[measure] = found.row
+    if "element" not in rows and terms is None:
+        raise InputError(
+            f"no tolerance for {op}/{output} in {name} on {kind}: {reasons['element']}. Pass terms=, the length of the "
+            f"reduction behind an element (and operand_roundings=, if 16-bit operands are rounded on the way), or "
+            f"tables=, a directory with a measured {op}.toml"
+        )
+    stored = torch_dtype(rows["element"].stored) if "element" in rows else actual.dtype
+    errors = measure_errors(actual=actual, expected=expected, stored=stored)
+    derived: dict[str, float] = {}
+    if terms is not None and set(errors.values) - set(rows):
+        model = _of_sums(terms, operand_roundings, torch_dtype(name), "cuda" if kind.startswith("sm_") else "cpu")
+        derived = derived_tolerances(expected=expected, stored=stored, model=model)
+    measurements = []
+    for measure, value in errors.values.items():
+        if measure in rows:
+            tolerance, source = _resized(rows[measure], expected.numel(), reasons[measure])
+        elif measure in derived:
+            tolerance = derived[measure]
+            source = (
+                f"derived for {terms} terms, {operand_roundings} operand roundings and one of {dtype_name(stored)}, "
+                f"Hoeffding's inequality (Higham and Mary 2019); {reasons[measure]}"
+            )
+        else:
+            continue
+        where = str(list(errors.worst)) if measure == "element" else ""
+        measurements.append(Measurement(f"{output}/{measure}", value, tolerance, MEASURES[measure], source, where))
+    if not all(m.within for m in measurements):
+        heading = f"{op}/{output} in {name} on {kind}"
+        audited = op if table is not None and tables is None else "your.module:OP (a ktonum.Op of it)"
+        command = f"ktonum audit {audited} --dtype {name} --device {'cuda' if kind.startswith('sm_') else 'cpu'}"
+        raise ToleranceError(_failure(heading, actual, expected, errors, measurements, command))
+    return tuple(measurements)
+
+
+def _check(actual: Tensor, expected: Tensor, terms: int | None, operand_roundings: int) -> None:
+    if actual.shape != expected.shape:
+        raise InputError(
+            f"actual has shape {tuple(actual.shape)}, expected {tuple(expected.shape)}: compare like with like"
+        )
+    if dtype_name(actual.dtype) not in DTYPES:
+        raise InputError(f"actual is {actual.dtype}: pass a tensor of {', '.join(DTYPES.values())}")
+    if expected.dtype != torch.float64:
+        raise InputError(
+            f"expected is {expected.dtype}: pass a float64 oracle, computed from the inputs upcast to float64; to upcast "
+            f"a result brings no digit back"
+        )
+    if not bool(expected.isfinite().any()):
+        raise InputError(
+            f"expected, of shape {tuple(expected.shape)}, holds no finite element: there is nothing to compare"
+        )
+    for name, value, least in (("terms", terms, 1), ("operand_roundings", operand_roundings, 0)):
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise InputError(f"{name} is {value!r}: pass an integer, {least} or more")
+
+
+def _resized(row: Row, count: int, why: str) -> tuple[float, str]:
+    """A row's tolerance for a tensor of ``count`` elements, outside the sizes that it was measured at.
+
+    The largest of more errors is larger, and the fewer there are the less their sums average out: as in Hoeffding's
+    inequality, which the row's own bound is made with.
+    """
+    least, most, single = row.elements_min, row.elements_max, confidence()
+    factor = 1.0
+    if row.measure == "element" and count > most:
+        factor = confidence(count) / confidence(most)
+    elif row.measure == "relative_norm" and count < least:
+        factor = math.sqrt((1 + single**2 / count) / (1 + single**2 / least))
+    elif row.measure == "signed_bias" and count < least:
+        factor = math.sqrt(least / count)
+    if count > most:
+        why += f"; measured on {most} elements at most, and here are {count}: pass dims= if reductions are longer, too"
+    return factor * row.tolerance, why if factor == 1.0 else f"{why}; × {factor:.3g} for {count} elements"
+
+
+def _failure(
+    heading: str, actual: Tensor, expected: Tensor, errors: Errors, measurements: list[Measurement], command: str
+) -> str:
+    beyond = sum(not m.within for m in measurements)
+    lines = [f"{heading}: {beyond} of {len(measurements)} measures beyond tolerance"]
+    for m in measurements:
+        verdict = "ok    " if m.within else "BEYOND"
+        lines.append(f"  {verdict} {m.name}: measured {m.value:.4g}, tolerance {m.bound:.4g} {m.unit}")
+        lines.append(f"         tolerance from {m.bound_source}")
+    a, e = float(actual[errors.worst]), float(expected[errors.worst])
+    place = f"{list(errors.worst)} of {list(actual.shape)}: actual {a:.9g}, expected {e:.9g}"
+    if errors.nonfinite:
+        lines.append(f"  {errors.nonfinite} of {actual.numel()} elements wrongly NaN or infinite, the first at {place}")
+    else:
+        lines.append(f"  worst element at {place}, off by {a - e:.3g}")
+        lines.append(f"  signed bias {100 * errors.signed:+.3g} % of expected, error norm {100 * errors.norm:.3g} %")
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+    if test:
+        lines.append(f"  reproduce: pytest '{test}'")
+    return "\n".join([*lines, f"  examine: {command}"])
+
+
+def _applicable(count: int) -> list[str]:
+    """Measures that say something of ``count`` elements: one has no norm beside itself, few do not average out."""
+    return [
+        m for m, least in (("element", 1), ("relative_norm", 2), ("signed_bias", _ENOUGH_TO_AVERAGE)) if count >= least
+    ]
+
+
+def _unravel(flat: int, shape: torch.Size) -> tuple[int, ...]:
+    return tuple(int(i.item()) for i in torch.unravel_index(torch.tensor(flat), shape)) if shape else ()

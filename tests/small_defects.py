@@ -1,0 +1,118 @@
+"""Defects planted in the two small ops, which have nothing to do with KTO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from planted import (
+    ALL,
+    Change,
+    Defect,
+    DriftingUlp,
+    as_if_contiguous,
+    last_row_zero,
+    last_tile_missing,
+    reading_past_the_end,
+    rounded,
+    tile_unwritten,
+    times,
+    truncated_to_bf16,
+)
+from small_ops import LOSS_POINT, NORM_POINT, rms_norm_with, softmax_loss_with
+from torch import Tensor
+
+Inputs = dict[str, Tensor]
+
+
+def _through(change: Change) -> Callable[[Inputs], Inputs]:
+    """Every floating input read through ``change``."""
+    return lambda inputs: {k: change(v) if v.is_floating_point() else v for k, v in inputs.items()}
+
+
+def _scales_in_place(inputs: Inputs) -> Inputs:
+    inputs["x"].detach().mul_(0.5)
+    return inputs
+
+
+def _clips_in_place(inputs: Inputs) -> Inputs:
+    inputs["x"].detach().clamp_(-1, 1)
+    return inputs
+
+
+def _clears_target_in_place(inputs: Inputs) -> Inputs:
+    given = {k: v.clone() for k, v in inputs.items()}
+    inputs["target"].zero_()
+    return given
+
+
+def _detaches_weight(inputs: Inputs) -> Inputs:
+    return {k: v.detach() if k == "weight" else v for k, v in inputs.items()}
+
+
+def _halves_upstream_in_place(gradient: Tensor) -> Tensor:
+    return gradient.mul_(0.5).clone().mul_(2)
+
+
+def _wide_upstream_ignored(gradient: Tensor) -> Tensor:
+    return torch.ones_like(gradient)
+
+
+def _over_the_batch(tensor: Tensor) -> Tensor:
+    """Each row leans on the last one."""
+    return tensor * (1 + 1e-2 * tensor[-1].square().mean())
+
+
+def _raises(tensor: Tensor) -> Tensor:
+    raise ValueError("planted")
+
+
+def _on(x: Change) -> Mapping[str, Change]:
+    return {"x": x}
+
+
+def _loss(name: str, flagged_by: Sequence[str], dtypes: tuple[str, ...] = ALL, **planted: Any) -> Defect:
+    return Defect(name, softmax_loss_with(**planted), LOSS_POINT, tuple(flagged_by), dtypes)
+
+
+def _norm(name: str, flagged_by: Sequence[str], dtypes: tuple[str, ...] = ALL, **planted: Any) -> Defect:
+    return Defect(name, rms_norm_with(**planted), NORM_POINT, tuple(flagged_by), dtypes)
+
+
+_BOTH = ("gradients", "gradcheck")
+
+LOSS_DEFECTS = (
+    _loss("gradient scaled by 1.01", _BOTH, gradient=_on(times(1.01))),
+    _loss("gradient's sign flipped", _BOTH, gradient=_on(times(-1.0))),
+    _loss("a row of the gradient zero", _BOTH, gradient=_on(last_row_zero)),
+    _loss("a tile of the gradient unwritten", ("written",), gradient=_on(tile_unwritten)),
+    _loss("gradient truncated to bf16", ("gradients",), gradient=_on(truncated_to_bf16)),
+    _loss("upstream gradient ignored", ("gradients", "linearity"), upstream=_wide_upstream_ignored),
+    _loss("logits rounded to bf16", ("gradients",), ("fp16", "fp32", "fp64"), logits=rounded(torch.bfloat16)),
+    _loss("logits half too long", ("forward", "gradients"), logits=times(1.5)),
+    _loss("input scaled in place", ("unmodified",), receive=_scales_in_place),
+    _loss("input clipped in place", ("unmodified",), receive=_clips_in_place),
+    _loss("target cleared in place", ("unmodified",), receive=_clears_target_in_place),
+    _loss("upstream gradient scaled in place", ("unmodified",), upstream=_halves_upstream_in_place),
+    _loss("loss differs from run to run", ("determinism",), output=DriftingUlp()),
+    _loss("strides ignored", ("strided",), receive=_through(as_if_contiguous)),
+    _loss("reads past the end", ("strided",), receive=_through(reading_past_the_end)),
+    _loss("raises", ("forward", "gradients", "gradcheck"), logits=_raises),
+)
+
+NORM_DEFECTS = (
+    _norm("gradient halved", _BOTH, gradient=_on(times(0.5))),
+    _norm("last tile of grad_weight missing", _BOTH, gradient={"weight": last_tile_missing}),
+    _norm("a tile of the output unwritten", ("written",), output=tile_unwritten),
+    _norm("output truncated to bf16", ("forward",), output=truncated_to_bf16, dtypes=("fp16", "fp32", "fp64")),
+    _norm("gradients truncated to bf16", ("gradients",), gradient=_on(truncated_to_bf16)),
+    _norm("weight gradient missing", _BOTH, receive=_detaches_weight),
+    _norm("upstream gradient ignored", (*_BOTH, "linearity"), upstream=_wide_upstream_ignored),
+    _norm("upstream gradient scaled in place", ("unmodified",), upstream=_halves_upstream_in_place),
+    _norm("rows depend on the batch", ("forward", "law:permutation"), normed=_over_the_batch),
+    _norm("rows normalised in bf16", ("forward",), normed=rounded(torch.bfloat16)),
+    _norm("output differs from run to run", ("determinism",), output=DriftingUlp()),
+    _norm("strides ignored", ("strided",), receive=_through(as_if_contiguous)),
+    _norm("reads past the end", ("strided",), receive=_through(reading_past_the_end)),
+)

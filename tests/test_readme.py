@@ -1,0 +1,100 @@
+"""The README and docs are true: their code runs, their commands exist, their links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "results" / "README.md"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, the rest of its first line, and its text."""
+
+    language: str
+    title: str
+    text: str
+
+
+BLOCKS = [Block(*m) for m in re.findall(r"^```(\w+) ?(.*)\n((?:.*\n)*?)```$", README, re.MULTILINE)]
+FILES = {b.title.removeprefix("file="): b.text for b in BLOCKS if b.language == "python"}
+COMMANDS = [
+    line.partition("#")[0].strip() for b in BLOCKS if b.language == "sh" for line in b.text.splitlines() if line.strip()
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every file that the README shows."""
+    made = tmp_path_factory.mktemp("readme")
+    for name, text in FILES.items():
+        (made / name).write_text(text, encoding="utf-8")
+    return made
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_the_readme_shows_code() -> None:
+    """What the parametrised tests below run on."""
+    assert len(FILES) >= 5 and all(name.endswith(".py") for name in FILES), FILES.keys()
+    assert len(COMMANDS) == 3, COMMANDS
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_code_runs(name: str, folder: Path) -> None:
+    done = run(folder, sys.executable, name)
+    assert done.returncode == 0, done.stdout + done.stderr
+    if name == "check_gradient.py":
+        assert "1e-07" in done.stdout or "e-07" in done.stdout, "the gradient that is 5e-7 off was not reported"
+    if name == "compare_tensors.py":
+        assert -0.004 < float(done.stdout) < -0.002, done.stdout
+
+
+def test_the_audit_command(folder: Path) -> None:
+    (command,) = (c for c in COMMANDS if c.startswith("ktonum audit"))
+    done = run(folder, sys.executable, "-m", *command.split())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "report.json").is_file()
+
+
+def test_the_two_commands_are_jobs_of_the_script() -> None:
+    """They install an environment, so continuous integration runs them, not a test."""
+    script = (ROOT / "run").read_text(encoding="utf-8")
+    integration = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert COMMANDS[:2] == ["./run audit", "./run test"]
+    for command in COMMANDS[:2]:
+        assert re.search(rf"\n{command.split()[1]}\) ", script), f"`{command}` is no job of ./run"
+        assert command in integration, f".ci/run does not run `{command}`"
+
+
+def test_the_output_shown_is_of_todays_audit() -> None:
+    """As many cases and checks as there are, and the closing line that such an audit has."""
+    from ktonum.auditing import audit_items
+    from ktonum.cases import DTYPES
+    from ktonum.kernels.kto_op import OP
+
+    items = audit_items(OP, profile="quick", dtypes=tuple(DTYPES), device="cpu")
+    cases = len({case.name for case, _ in items})
+    assert f"{cases} cases, {len(items)} checks" in README
+    assert f"The audit passes: {len(items)} passed." in README
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    broken = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not broken
+    named = re.findall(r"`(?:python )?((?:benchmarks|kernels|ktonum|tests|docs)/[\w/.-]+)", page.read_text("utf-8"))
+    assert not [name for name in named if not (ROOT / name).exists()]
