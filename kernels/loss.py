@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from ktonum.kernels.formula import (
     sequence_means,
     split_sums,
 )
+from ktonum.kernels.interface import KTOLoss, cast_for_autocast
 from ktonum.kernels.validation import KTOInputs, check_structure
 
 __all__ = ["FusedLinearKTOLoss", "KernelOptions", "fused_linear_kto_loss"]
@@ -70,7 +70,7 @@ def fused_linear_kto_loss(
         InputError: An argument does not fit; the message says which, and what is accepted.
     """
     config, options = config or KTOConfig(), options or KernelOptions()
-    inputs = _autocast(inputs)
+    inputs = cast_for_autocast(inputs)
     check_structure(inputs, config)
 
     def logps(names: str, logit_sums: bool = False) -> tuple[Tensor, Tensor]:
@@ -114,32 +114,13 @@ def fused_linear_kto_loss(
     return loss.to(out), tuple(m.to(out) for m in metrics)
 
 
-def _autocast(inputs: KTOInputs) -> KTOInputs:
-    """Hidden states, heads and biases in autocast's dtype, where autocast is on; float64 stays, as autocast has it."""
-    if not isinstance(inputs.input, Tensor) or not torch.is_autocast_enabled(inputs.input.device.type):
-        return inputs
-    dtype = torch.get_autocast_dtype(inputs.input.device.type)
-    cast = {
-        name: tensor.to(dtype)
-        for name, tensor in inputs.tensors().items()
-        if name in ("input", "weight", "bias", "ref_input", "ref_weight", "ref_bias", "kl_input", "kl_ref_input")
-        and tensor.is_floating_point()
-        and tensor.dtype != torch.float64
-    }
-    return replace(inputs, **cast)
-
-
-class FusedLinearKTOLoss(torch.nn.Module):
+class FusedLinearKTOLoss(KTOLoss):
     """`fused_linear_kto_loss` behind the interface of Liger-Kernel's ``LigerFusedLinearKTOLoss``.
 
     Swapping the import is the whole migration; what Liger lacks comes as keywords.
 
     Args:
-        ignore_index, beta, average_log_prob, loss_type, desirable_weight, undesirable_weight, reduction: See
-            `KTOConfig`.
-        compiled, chunk_size: Liger's; accepted and without effect, for results never depend on them here.
-        use_ref_model: Whether ``forward`` uses its ``ref_input`` and ``ref_weight``, or ``ref_logps``.
-        allow_tf32, validate, workspace: See `KernelOptions`.
+        allow_tf32, validate, workspace: See `KernelOptions`; all others: see `KTOLoss`.
     """
 
     def __init__(
@@ -159,70 +140,20 @@ class FusedLinearKTOLoss(torch.nn.Module):
         validate: bool = True,
         workspace: int = DEFAULT_WORKSPACE,
     ) -> None:
-        super().__init__()
-        self.use_ref_model = use_ref_model
-        self.config = KTOConfig(
+        super().__init__(
+            ignore_index,
+            beta,
+            compiled,
+            use_ref_model,
+            average_log_prob,
+            chunk_size,
             loss_type=loss_type,
-            beta=beta,
             desirable_weight=desirable_weight,
             undesirable_weight=undesirable_weight,
-            ignore_index=ignore_index,
-            average_log_prob=average_log_prob,
             reduction=reduction,
         )
         self.options = KernelOptions(allow_tf32=allow_tf32, validate=validate, workspace=workspace)
 
-    def forward(
-        self,
-        _input: Tensor,
-        lin_weight: Tensor,
-        target: Tensor,
-        bias: Tensor | None = None,
-        preference_labels: Tensor | None = None,
-        ref_input: Tensor | None = None,
-        ref_weight: Tensor | None = None,
-        ref_bias: Tensor | None = None,
-        kl: Tensor | None = None,
-        *,
-        ref_logps: Tensor | None = None,
-        kl_input: Tensor | None = None,
-        kl_target: Tensor | None = None,
-        kl_ref_input: Tensor | None = None,
-        kl_ref_logps: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The loss and the six metrics; shapes as in `KTOInputs`, result as of `fused_linear_kto_loss`.
-
-        Raises:
-            InputError: An argument does not fit, or ``use_ref_model=True`` and neither reference was given.
-        """
-        given = (ref_input, ref_weight, ref_bias, ref_logps)
-        if self.use_ref_model and ref_input is None and ref_logps is None:
-            raise InputError("use_ref_model=True needs ref_input and ref_weight, or ref_logps; none was given")
-        if not self.use_ref_model and any(g is not None for g in given):
-            warnings.warn(
-                "the reference model's tensors are not used, since use_ref_model=False (Liger's default); construct "
-                "the loss with use_ref_model=True to use them",
-                stacklevel=4,  # past the two frames of torch.nn.Module, to the caller's line
-            )
-            ref_input = ref_weight = ref_bias = ref_logps = None
-        inputs = KTOInputs(
-            input=_input,
-            weight=lin_weight,
-            target=target,
-            preference_labels=preference_labels,  # type: ignore[arg-type]  # None is refused with a message of its own
-            bias=bias,
-            ref_input=ref_input,
-            ref_weight=ref_weight,
-            ref_bias=ref_bias,
-            ref_logps=ref_logps,
-            kl=kl,
-            kl_input=kl_input,
-            kl_target=kl_target,
-            kl_ref_input=kl_ref_input,
-            kl_ref_logps=kl_ref_logps,
-        )
+    def compute(self, inputs: KTOInputs) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `fused_linear_kto_loss`."""
         return fused_linear_kto_loss(inputs, self.config, self.options)
-
-    def extra_repr(self) -> str:
-        """The parameters, as `torch.nn.Module` prints them."""
-        return f"{self.config}, use_ref_model={self.use_ref_model}"

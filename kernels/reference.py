@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ktonum.kernels.formula import KTOConfig, kl_estimate, kto_losses, reduce_losses, sequence_means, split_sums
+from ktonum.kernels.interface import KTOLoss
 from ktonum.kernels.validation import KTOInputs, check_values
 
 __all__ = ["ReferenceKTOLoss", "reference_kto_loss"]
@@ -91,35 +92,9 @@ def reference_kto_loss(inputs: KTOInputs, config: KTOConfig) -> tuple[Tensor, tu
     return loss, metrics
 
 
-class ReferenceKTOLoss(torch.nn.Module):
-    """`reference_kto_loss` with the constructor and ``forward`` of Liger-Kernel's ``LigerFusedLinearKTOLoss``.
+class ReferenceKTOLoss(KTOLoss):
+    """`reference_kto_loss` behind the interface of Liger-Kernel's ``LigerFusedLinearKTOLoss``."""
 
-    The keywords that Liger lacks are those of `KTOConfig` and `KTOInputs`.
-    """
-
-    def __init__(
-        self, ignore_index: int = -100, beta: float = 0.1, use_ref_model: bool = False, **config: object
-    ) -> None:
-        super().__init__()
-        self.use_ref_model = use_ref_model
-        self.config = KTOConfig(ignore_index=ignore_index, beta=beta, **config)  # type: ignore[arg-type]
-
-    def forward(
-        self,
-        _input: Tensor,
-        lin_weight: Tensor,
-        target: Tensor,
-        bias: Tensor | None = None,
-        preference_labels: Tensor | None = None,
-        **tensors: Tensor | None,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The loss and the six metrics; shapes as in `KTOInputs`."""
-        inputs = KTOInputs(
-            input=_input,
-            weight=lin_weight,
-            target=target,
-            bias=bias,
-            preference_labels=preference_labels,  # type: ignore[arg-type]
-            **tensors,
-        )
+    def compute(self, inputs: KTOInputs) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `reference_kto_loss`."""
         return reference_kto_loss(inputs, self.config)

@@ -144,7 +144,8 @@ def _own_environment() -> Iterator[None]:
 def worker_count(asked: str, plan: AuditPlan, gpus: int, profile: str) -> int:
     """How many workers ``-n`` asks for: for ``auto`` by GPUs, or one for each core, and no more than cases.
 
-    A GPU gets one worker at production sizes, which fill its memory, and `_QUICK_PER_GPU` in the quick profile. Never 0 for ``auto``: a candidate that takes its process down must not take the audit along.
+    A GPU gets one worker at production sizes, which fill its memory, and `_QUICK_PER_GPU` in the quick profile. Never
+    0 for ``auto``: a candidate that takes its process down must not take the audit along.
     """
     if asked != "auto":
         return int(asked)
