@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ktonum.kernels.launch import check_device
+from ktonum.kernels.launch import check_support
 from ktonum.kernels.sequences import Head, SequenceSums, sequence_gradients, sequence_sums
 from ktonum.kernels.validation import refuse_nonfinite
 
@@ -202,7 +202,7 @@ def sequence_logps(
         InputError: The device cannot run the kernels; with ``validate`` also for targets outside the vocabulary,
             inputs that are not finite, and an average over nothing.
     """
-    check_device(input.device)
+    check_support(input.device, input.dtype)
     logps, sums, *_ = torch.ops.ktonum.sequence_logps(
         input, weight, bias, target.long(), ignore_index, average, logit_sums, allow_tf32, validate, workspace, names
     )

@@ -20,7 +20,7 @@ __all__ = [
     "INTERPRETED",
     "add_target_terms",
     "bias_partials",
-    "check_device",
+    "check_support",
     "probabilities",
     "slab_dtype",
     "slab_scale",
@@ -30,19 +30,26 @@ __all__ = [
 #: Whether Triton's interpreter runs the kernels: decided by TRITON_INTERPRET when they are first imported.
 INTERPRETED = not isinstance(tile_statistics_kernel, triton.JITFunction)
 
+_TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
+
 _ACCUMULATORS = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
-def check_device(device: torch.device) -> None:
-    """Kernels run on CUDA, or anywhere under the interpreter.
+def check_support(device: torch.device, dtype: torch.dtype) -> None:
+    """Kernels run on CUDA, or anywhere under the interpreter; in float64 from Triton 3.5 on.
 
     Raises:
-        InputError: The tensors are elsewhere.
+        InputError: The tensors are elsewhere, or of a dtype that this Triton cannot multiply.
     """
     if device.type != "cuda" and not INTERPRETED:
         raise InputError(
             f"the tensors are on {device}, where Triton cannot compile kernels: move them to a CUDA device, or set the "
             f"environment variable TRITON_INTERPRET=1 before ktonum.kernels is imported to run Triton's interpreter"
+        )
+    if dtype == torch.float64 and _TRITON < (3, 5):
+        raise InputError(
+            f"the tensors are float64, which tl.dot multiplies from Triton 3.5 on, and this is {triton.__version__}: "
+            f"upgrade Triton, or use another dtype"
         )
 
 
