@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from torch import Tensor
+
+from ktonum.bounds import ErrorBound
 from ktonum.cases import Case
 from ktonum.context import CaseContext
 from ktonum.op import Op
-from ktonum.probe import Probe
+from ktonum.probe import Probe, bounded_probe
 from ktonum.results import CheckResult
 
-__all__ = ["Check", "Inapplicable"]
+__all__ = ["Check", "Inapplicable", "held_to_bounds"]
 
 
 class Inapplicable(Exception):
@@ -35,3 +39,26 @@ class Check:
     probes: Callable[[CaseContext], Sequence[Probe]] | None = None
     judge: Callable[[CaseContext], CheckResult] | None = None
     applies: Callable[[Op, Case], bool] = lambda op, case: True
+
+
+def held_to_bounds(
+    context: CaseContext, *, actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], scale: float = 1.0
+) -> list[Probe]:
+    """A probe for each expected tensor, against the case's bounds.
+
+    Args:
+        context: The case.
+        actual: Tensors under audit by name, gradients as ``grad_NAME``.
+        expected: What they should be; names that ``actual`` or the bounds lack are left out.
+        scale: Multiplies the bounds; 2 where both sides are runs of the candidate, and each may be off by its own.
+    """
+
+    def bound(name: str, standard: str) -> ErrorBound:
+        return context.bounds(standard)[name]
+
+    known = context.oracle.tensors()
+    return [
+        bounded_probe(name, actual=actual[name], expected=tensor, bound=partial(bound, name), scale=scale)
+        for name, tensor in expected.items()
+        if name in actual and name in known
+    ]

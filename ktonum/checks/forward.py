@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from ktonum.checks.check import Check
+from ktonum.checks.check import Check, held_to_bounds
 from ktonum.context import CaseContext
-from ktonum.probe import Probe, bounded_probe
+from ktonum.probe import Probe
 
 __all__ = ["CHECK"]
 
 
 def _probes(context: CaseContext) -> list[Probe]:
-    actual = context.result.tensors()
-    return [
-        bounded_probe(name, actual=actual[name], expected=expected, bound=lambda s, n=name: context.bounds(s)[n])  # type: ignore[misc]
-        for name, expected in context.expected().items()
-        if name in context.oracle.outputs
-    ]
+    outputs = {k: v for k, v in context.expected().items() if k in context.oracle.outputs}
+    return held_to_bounds(context, actual=context.result.tensors(), expected=outputs)
 
 
 CHECK = Check("forward", "every output is within its rounding-error bound of the float64 oracle", _probes)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ktonum.checks.check import Check, Inapplicable
+from ktonum.checks.check import Check, Inapplicable, held_to_bounds
 from ktonum.context import CaseContext
 from ktonum.op import Law
-from ktonum.probe import Probe, bounded_probe, equality_probe
+from ktonum.probe import Probe, equality_probe
 
 __all__ = ["law_check"]
 
@@ -19,23 +19,12 @@ def law_check(law: Law) -> Check:
             raise Inapplicable(f"the law '{law.name}' says nothing about this case")
         expected = law.combine([context.evaluate(run) for run in runs], context.run).tensors()
         actual = context.result.tensors()
-        made = []
-        for name, tensor in expected.items():
-            if name not in actual:
-                continue
-            if law.exact:
-                made.append(equality_probe(name, actual=actual[name], expected=tensor, law=f"law '{law.name}'"))
-            elif name in context.bounds("precise"):
-                made.append(
-                    bounded_probe(
-                        name,
-                        actual=actual[name],
-                        expected=tensor,
-                        bound=lambda s, n=name: context.bounds(s)[n],  # type: ignore[misc]
-                        # Each side of the equation may be off by its own bound.
-                        scale=2.0,
-                    )
-                )
-        return made
+        if not law.exact:
+            return held_to_bounds(context, actual=actual, expected=expected, scale=2.0)
+        return [
+            equality_probe(name, actual=actual[name], expected=tensor, law=f"law '{law.name}'")
+            for name, tensor in expected.items()
+            if name in actual
+        ]
 
     return Check(f"law:{law.name.replace(' ', '-')}", f"the law '{law.name}' holds between runs", probes)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ktonum.checks.check import Check, Inapplicable
+from ktonum.checks.check import Check, Inapplicable, held_to_bounds
 from ktonum.context import CaseContext
 from ktonum.evaluation import Run
-from ktonum.probe import Probe, bounded_probe, equality_probe
+from ktonum.probe import Probe, equality_probe
 
 __all__ = ["CHECK"]
 
@@ -22,32 +22,25 @@ def _probes(context: CaseContext) -> list[Probe]:
     scaled = context.evaluate(Run(context.inputs, context.parameters, upstream))
     zeros = {k: torch.zeros_like(v) for k, v in context.upstream.items()}
     nothing = context.evaluate(Run(context.inputs, context.parameters, zeros))
-    probes = []
-    for name, gradient in context.result.gradients.items():
-        mine, none = scaled.gradients[name], nothing.gradients[name]
-        if gradient is None or mine is None:
-            continue
-        label = f"grad_{name}"
-        probes.append(
-            bounded_probe(
-                label,
-                actual=mine,
-                expected=_FACTOR * gradient.double(),
-                bound=lambda s, n=label: context.bounds(s)[n],  # type: ignore[misc]
-                # Both runs err, the upstream gradient may be rounded once more, and |factor| < 1.
-                scale=2.0,
-            )
+    named = {f"grad_{k}": v for k, v in context.result.gradients.items() if v is not None}
+    probes = held_to_bounds(
+        context,
+        actual=scaled.tensors(),
+        expected={k: _FACTOR * v.double() for k, v in named.items()},
+        # Both runs err; |factor| < 1.
+        scale=2.0,
+    )
+    vanished = nothing.tensors()
+    return probes + [
+        equality_probe(
+            f"{name} at zero upstream",
+            actual=vanished[name],
+            expected=torch.zeros_like(vanished[name]),
+            law="a zero upstream gradient gives zero gradients",
         )
-        if none is not None:
-            probes.append(
-                equality_probe(
-                    f"{label} at zero upstream",
-                    actual=none,
-                    expected=torch.zeros_like(none),
-                    law="a zero upstream gradient gives zero gradients",
-                )
-            )
-    return probes
+        for name in named
+        if name in vanished
+    ]
 
 
 CHECK = Check("linearity", "gradients scale with the upstream gradient and vanish with it", _probes)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ktonum.checks.check import Check, Inapplicable
+from ktonum.checks.check import Check, Inapplicable, held_to_bounds
 from ktonum.context import CaseContext
 from ktonum.evaluation import Run
-from ktonum.probe import Probe, bounded_probe
+from ktonum.probe import Probe
 
 __all__ = ["CHECK", "spaced_out"]
 
@@ -35,17 +35,7 @@ def _probes(context: CaseContext) -> list[Probe]:
     if all(inputs[k] is v for k, v in context.inputs.items()):
         raise Inapplicable("no input has a dimension to be strided along")
     actual = context.evaluate(Run(inputs, context.parameters, context.upstream)).tensors()
-    return [
-        bounded_probe(
-            name,
-            actual=actual[name],
-            expected=expected,
-            bound=lambda s, n=name: context.bounds(s)[n],  # type: ignore[misc]
-            scale=2.0,
-        )
-        for name, expected in context.result.tensors().items()
-        if name in context.bounds("precise")
-    ]
+    return held_to_bounds(context, actual=actual, expected=context.result.tensors(), scale=2.0)
 
 
 CHECK = Check("strided", "strided and offset inputs give the same results as contiguous ones", _probes)

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import torch
 import torch.utils.deterministic
 
-from ktonum.checks.check import Check
+from ktonum.checks.check import Check, held_to_bounds
 from ktonum.context import CaseContext
-from ktonum.probe import Probe, bounded_probe
+from ktonum.probe import Probe
 
 __all__ = ["CHECK", "poisoned_memory"]
 
@@ -41,17 +41,7 @@ def _probes(context: CaseContext) -> list[Probe]:
     with poisoned_memory():
         actual = context.evaluate().tensors()
     # Against the clean run: where that is wrong, `forward` and `gradients` say so.
-    return [
-        bounded_probe(
-            name,
-            actual=actual[name],
-            expected=expected,
-            bound=lambda s, n=name: context.bounds(s)[n],  # type: ignore[misc]
-            scale=2.0,
-        )
-        for name, expected in context.result.tensors().items()
-        if name in context.bounds("precise")
-    ]
+    return held_to_bounds(context, actual=actual, expected=context.result.tensors(), scale=2.0)
 
 
 CHECK = Check("written", "outputs and gradients are written in full, whatever lay in fresh memory", _probes)
