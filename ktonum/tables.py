@@ -18,7 +18,6 @@ tables written before stay valid, and an older ktonum refuses a newer table by n
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 import re
@@ -43,6 +42,7 @@ SCHEMA = "ktonum-tolerances/1"
 MEASURES = {"element": "half_ulp", "relative_norm": "rounding_norm", "signed_bias": "rounding_norm"}
 
 _DEVICE_CLASS = re.compile(r"cpu|interpreter|sm_\d{2,3}")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _OP = re.compile(r"[A-Za-z0-9_-]+")
 
 _Record = TypeVar("_Record", "Provenance", "Row")
@@ -56,8 +56,7 @@ class Provenance:
     Attributes:
         device: The device's name.
         ktonum, python, torch, triton: Versions.
-        cuda: CUDA's version, empty without a GPU.
-        driver: The GPU driver's version, empty without a GPU or where it cannot be told.
+        cuda, driver: Versions, empty without a GPU or where they cannot be told.
         commit: Of the checkout, with ``+`` for uncommitted changes.
         date: Year-month-day.
         command: What was run.
@@ -166,27 +165,26 @@ class Table:
         key = (output, measure, dtype, device_class)
         row = next((r for r in self.rows if r.key == key), None)
         if row is None:
-            kept = list(self.rows)
-            for attribute, wanted in zip(("output", "measure", "dtype", "device_class"), key, strict=True):
-                there = sorted({str(getattr(r, attribute)) for r in kept})
-                kept = [r for r in kept if getattr(r, attribute) == wanted]
-                if not kept:
-                    what = attribute.replace("_", " ")
-                    return LookUp(None, f"{self.source} has no row for {what} {wanted!r}: it has {', '.join(there)}")
-        assert row is not None  # the loop returns otherwise
-        measured = self.provenance[device_class]
+            return LookUp(None, f"{self.source} has no {self._nearest(key)}")
+        made = self.provenance[device_class]
+        largest = ", ".join(f"{k}={v}" for k, v in made.dims.items())
         for name, size in (dims or {}).items():
-            if size > measured.dims.get(name, -1):
-                largest = ", ".join(f"{k}={v}" for k, v in measured.dims.items())
-                return LookUp(
-                    None,
-                    f"{row.name} in {self.source} was measured at sizes up to {largest}, which {name}={size} is beyond",
-                )
-        sample = f"largest of {row.samples} measured {row.maximum:g}, derived bound {row.bound:g}"
-        made = (
-            f"{measured.date}, {measured.device}, torch {measured.torch}, triton {measured.triton}, {measured.commit}"
-        )
-        return LookUp(row, f"row {row.name} of {self.source}: {sample} ({made})")
+            if size > made.dims.get(name, -1):
+                why = f"was measured at sizes up to {largest}, which {name}={size} is beyond"
+                return LookUp(None, f"{row.name} in {self.source} {why}")
+        sample = f"largest of {row.samples} measured {row.maximum:g} at sizes up to {largest}, bound {row.bound:g}"
+        made_with = f"{made.date}, {made.device}, torch {made.torch}, triton {made.triton}, commit {made.commit}"
+        return LookUp(row, f"row {row.name} of {self.source}: {sample} ({made_with})")
+
+    def _nearest(self, key: tuple[str, ...]) -> str:
+        kept, found = self.rows, ""
+        for attribute, wanted in zip(("output", "measure", "dtype", "device_class"), key, strict=True):
+            there = ", ".join(sorted({getattr(r, attribute) for r in kept}))
+            kept = tuple(r for r in kept if getattr(r, attribute) == wanted)
+            if not kept:
+                return f"row for {attribute.replace('_', ' ')} {wanted!r}{found}: it has {there or 'no rows'}"
+            found = f"{found or ' with'} {wanted}"
+        return "such row"
 
 
 def find_table(op: str, directory: str | Path | None = None) -> Table | None:
@@ -248,8 +246,10 @@ class _Reader:
         for device_class, section in document["provenance"].items():
             key = f"provenance.{device_class}"
             self.device_class(key, device_class)
-            provenance[device_class] = self.build(Provenance, key, section)
-            self.provenance(key, provenance[device_class])
+            provenance[device_class] = given = self.build(Provenance, key, section)
+            if not _DATE.fullmatch(given.date):
+                raise self.reject(f"{key}.date", repr(given.date), "a date as in 2026-01-31")
+            self.check(f"{key}.dims.", dict(given.dims), dict.fromkeys(given.dims, int), set())
         rows: dict[tuple[str, ...], Row] = {}
         for number, section in enumerate(document["row"], 1):
             row = self.build(Row, f"row {number}", section)
@@ -258,9 +258,8 @@ class _Reader:
             if row.key in rows:
                 raise self.reject(key, "a duplicate", "one row for each output, measure, dtype and device class")
             if row.device_class not in provenance:
-                raise self.reject(
-                    f"{key}.device_class", repr(row.device_class), f"{', '.join(provenance)}: those with a provenance"
-                )
+                accepted = f"{', '.join(provenance)}: those with a provenance"
+                raise self.reject(f"{key}.device_class", repr(row.device_class), accepted)
             rows[row.key] = row
         return Table(document["op"], document["rule"], tuple(rows.values()), provenance, self.file)
 
@@ -279,32 +278,21 @@ class _Reader:
         for name in sorted(required - set(section)):
             raise self.reject(f"{prefix}{name}", "missing", f"the keys {', '.join(hints)}")
         for name, value in section.items():
+            key, known = f"{prefix}{name}", f"the keys {', '.join(hints)}; a newer ktonum may know more"
             if name not in hints:
-                raise self.reject(
-                    f"{prefix}{name}", "unknown", f"the keys {', '.join(hints)}; a newer ktonum may know more"
-                )
+                raise self.reject(key, "unknown", known)
             wanted = get_origin(hints[name]) or hints[name]
             wanted = dict if wanted is abc.Mapping else wanted
             fitting = (float, int) if wanted is float else (wanted,)
             if not isinstance(value, fitting) or isinstance(value, bool):
-                raise self.reject(
-                    f"{prefix}{name}", f"{value!r}, {_WORDS.get(type(value), type(value).__name__)}", _WORDS[wanted]
-                )
+                found = _WORDS.get(type(value), type(value).__name__)
+                raise self.reject(key, f"{value!r}, {found}", _WORDS[wanted])
             if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
-                raise self.reject(f"{prefix}{name}", repr(value), "a finite number, zero or more")
+                raise self.reject(key, repr(value), "a finite number, zero or more")
 
     def device_class(self, key: str, value: str) -> None:
         if not _DEVICE_CLASS.fullmatch(value):
             raise self.reject(key, repr(value), "cpu, interpreter, or sm_ and digits as in sm_90")
-
-    def provenance(self, key: str, given: Provenance) -> None:
-        try:
-            datetime.date.fromisoformat(given.date)
-        except ValueError:
-            raise self.reject(f"{key}.date", repr(given.date), "a date as in 2026-01-31") from None
-        for name, size in given.dims.items():
-            if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-                raise self.reject(f"{key}.dims.{name}", repr(size), "an integer, zero or more")
 
     def row(self, key: str, row: Row) -> None:
         choices = {"measure": tuple(MEASURES), "dtype": tuple(DTYPES), "stored": tuple(DTYPES)}
@@ -315,14 +303,11 @@ class _Reader:
                 raise self.reject(f"{key}.{name}", repr(getattr(row, name)), ", ".join(accepted))
         self.device_class(f"{key}.device_class", row.device_class)
         # Each at least the one before it; in particular no tolerance is looser than what can be derived.
-        for ascending in (
-            ("median", "quantile_99", "maximum", "tolerance", "bound"),
-            ("elements_min", "elements_max"),
-        ):
-            for low, high in pairwise(ascending):
-                if getattr(row, low) > getattr(row, high):
-                    found = f"{getattr(row, high):g}, less than {low} = {getattr(row, low):g}"
-                    raise self.reject(f"{key}.{high}", found, f"{' ≤ '.join(ascending)}")
+        errors, sizes = ("median", "quantile_99", "maximum", "tolerance", "bound"), ("elements_min", "elements_max")
+        for low, high in (*pairwise(errors), *pairwise(sizes)):
+            if getattr(row, low) > getattr(row, high):
+                found = f"{getattr(row, high):g}, less than {low} = {getattr(row, low):g}"
+                raise self.reject(f"{key}.{high}", found, " ≤ ".join(errors if high in errors else sizes))
         for name in ("samples", "elements_min"):
             if getattr(row, name) < 1:
                 raise self.reject(f"{key}.{name}", "0", "1 or more")

@@ -28,7 +28,7 @@ from ktonum.cases import DTYPES, dtype_name, torch_dtype
 from ktonum.comparison import spacing
 from ktonum.errors import InputError, ToleranceError
 from ktonum.results import Measurement
-from ktonum.tables import MEASURES, Row, Table, find_table
+from ktonum.tables import MEASURES, Row, find_table
 
 __all__ = ["Errors", "assert_within", "derived_tolerances", "device_class", "measure_errors"]
 
@@ -50,8 +50,7 @@ class Errors:
         values: By measure; ``inf`` throughout where an element is wrongly NaN or infinite.
         signed: The signed bias relative to the oracle: −0.0028 is 0.28 % too short.
         norm: ‖actual − expected‖ / ‖expected‖.
-        worst: Index of the worst element, or of the first that is wrongly not finite.
-        nonfinite: How many elements are.
+        worst: Index of the worst element, or of the first of the ``nonfinite`` that wrongly are NaN or infinite.
     """
 
     values: Mapping[str, float]
@@ -106,14 +105,9 @@ def _stretches(expected: Tensor, dtype: torch.dtype) -> Iterator[_Stretch]:
 
 
 def measure_errors(*, actual: Tensor, expected: Tensor, stored: torch.dtype) -> Errors:
-    """Measure ``actual`` against the oracle, in roundings of ``stored``; no thresholds.
+    """Measure ``actual`` against the float64 oracle of the same shape, in roundings of ``stored``; no thresholds.
 
-    Elements that are NaN in both, or the same infinity, agree and are left out.
-
-    Args:
-        actual: Any floating dtype, any shape but an empty one.
-        expected: Same shape, float64.
-        stored: The dtype whose roundings are the unit.
+    Elements that are NaN in both, or the same infinity, agree and are left out; there must be others.
     """
     element, worst, first_nonfinite, nonfinite, finite = -1.0, 0, 0, 0, 0
     sums = torch.zeros(4, dtype=torch.float64)
@@ -135,27 +129,24 @@ def measure_errors(*, actual: Tensor, expected: Tensor, stored: torch.dtype) -> 
         finite += int(usable.sum())
         d, e, h = error / s.scale, s.expected / s.scale, torch.where(usable, s.half_ulp, 0.0) / s.scale
         sums += torch.stack([(x * y).sum() for x, y in ((d, d), (e, e), (d, e), (h, h))]).cpu()
-    errors, norms, products, roundings = sums.clamp(min=_TINY).tolist()
-    products = float(sums[2])
     if nonfinite:
         infinite = dict.fromkeys(_applicable(expected.numel()), math.inf)
         return Errors(infinite, math.nan, math.nan, _unravel(first_nonfinite, expected.shape), nonfinite)
+    errors, norms, products, roundings = sums.tolist()
+    norms, roundings = max(norms, _TINY), max(roundings, _TINY)
     values = {
         "element": element,
         "relative_norm": math.sqrt(errors / roundings),
-        "signed_bias": abs(products) / math.sqrt(roundings * norms),
+        "signed_bias": abs(products) / (math.sqrt(roundings) * math.sqrt(norms)),
     }
     values = {name: values[name] for name in _applicable(finite)}
     return Errors(values, products / norms, math.sqrt(errors / norms), _unravel(worst, expected.shape), 0)
 
 
 def derived_tolerances(*, expected: Tensor, stored: torch.dtype, model: _Model) -> dict[str, float]:
-    """Bounds on the measures of a correct result, from its errors before the final rounding.
+    """Bounds on the measures of a result in ``stored``, given its errors before the final rounding by ``model``.
 
-    Args:
-        expected: The oracle, float64.
-        stored: The dtype of the result.
-        model: Gives each block's (independent, coherent) errors, see `ktonum.bounds.ErrorBound`.
+    The model maps each block to (independent, coherent) errors as in `ktonum.bounds.ErrorBound`; expected is float64.
     """
     count = expected.numel()
     by_element, single = confidence(count), confidence()
@@ -172,7 +163,7 @@ def derived_tolerances(*, expected: Tensor, stored: torch.dtype, model: _Model) 
     granted = {
         "element": element,
         "relative_norm": norm / math.sqrt(roundings),
-        "signed_bias": (single * math.sqrt(projected) + shifted) / math.sqrt(roundings * norms),
+        "signed_bias": (single * math.sqrt(projected) + shifted) / (math.sqrt(roundings) * math.sqrt(norms)),
     }
     return {name: granted[name] for name in _applicable(count)}
 
@@ -199,9 +190,7 @@ def device_class(device: str | torch.device) -> str:
     if name.startswith("cuda"):
         major, minor = torch.cuda.get_device_capability(torch.device(name))
         return f"sm_{major}{minor}"
-    if name == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
-        return "interpreter"
-    return name
+    return "interpreter" if name == "cpu" and os.environ.get("TRITON_INTERPRET") == "1" else name
 
 
 def assert_within(
@@ -254,12 +243,10 @@ def assert_within(
         raise InputError(f"unknown dtype {name!r}: use {', '.join(DTYPES)}, or a torch dtype")
     kind = device_class(actual.device if device is None else device)
     table = find_table(op, tables)
-    reasons, rows = dict.fromkeys(MEASURES, f"there is no table {op}.toml"), {}
-    for measure in MEASURES if table is not None else ():
-        found = table.look_up(output=output, measure=measure, dtype=name, device_class=kind, dims=dims)
-        reasons[measure] = found.why
-        if found.row is not None:
-            rows[measure] = found.row
+    key = {"output": output, "dtype": name, "device_class": kind}
+    found = {} if table is None else {m: table.look_up(measure=m, dims=dims, **key) for m in MEASURES}
+    rows = {m: f.row for m, f in found.items() if f.row is not None}
+    reasons = dict.fromkeys(MEASURES, f"there is no table {op}.toml") | {m: f.why for m, f in found.items()}
     if "element" not in rows and terms is None:
         raise InputError(
             f"no tolerance for {op}/{output} in {name} on {kind}: {reasons['element']}. Pass terms=, the length of the "
@@ -295,21 +282,15 @@ def assert_within(
 
 
 def _check(actual: Tensor, expected: Tensor, terms: int | None, operand_roundings: int) -> None:
+    found = f"actual is {actual.dtype} {tuple(actual.shape)}, expected {expected.dtype} {tuple(expected.shape)}"
     if actual.shape != expected.shape:
-        raise InputError(
-            f"actual has shape {tuple(actual.shape)}, expected {tuple(expected.shape)}: compare like with like"
-        )
+        raise InputError(f"{found}: compare tensors of one shape")
     if dtype_name(actual.dtype) not in DTYPES:
-        raise InputError(f"actual is {actual.dtype}: pass a tensor of {', '.join(DTYPES.values())}")
+        raise InputError(f"{found}: actual may be {', '.join(DTYPES.values())}")
     if expected.dtype != torch.float64:
-        raise InputError(
-            f"expected is {expected.dtype}: pass a float64 oracle, computed from the inputs upcast to float64; to upcast "
-            f"a result brings no digit back"
-        )
+        raise InputError(f"{found}: compute expected in float64, from inputs upcast to float64")
     if not bool(expected.isfinite().any()):
-        raise InputError(
-            f"expected, of shape {tuple(expected.shape)}, holds no finite element: there is nothing to compare"
-        )
+        raise InputError(f"{found}: expected holds no finite element, there is nothing to compare")
     for name, value, least in (("terms", terms, 1), ("operand_roundings", operand_roundings, 0)):
         if value is not None and (not isinstance(value, int) or value < least):
             raise InputError(f"{name} is {value!r}: pass an integer, {least} or more")
@@ -350,8 +331,7 @@ def _failure(
     else:
         lines.append(f"  worst element at {place}, off by {a - e:.3g}")
         lines.append(f"  signed bias {100 * errors.signed:+.3g} % of expected, error norm {100 * errors.norm:.3g} %")
-    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
-    if test:
+    if test := os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]:
         lines.append(f"  reproduce: pytest '{test}'")
     return "\n".join([*lines, f"  examine: {command}"])
 
