@@ -30,8 +30,10 @@ from ktonum.context import CaseContext
 from ktonum.environment import describe_environment
 from ktonum.errors import KtonumError, UsageError
 from ktonum.op import Op, load_object
-from ktonum.tables import MEASURES, Provenance, Row, Table, load_table, write_table
-from ktonum.tolerances import derived_tolerances, device_class, measure_errors
+from ktonum.rounding_errors import derived_tolerances, measure_errors
+from ktonum.table_files import load_table, write_table
+from ktonum.tables import MEASURES, Provenance, Row, Table
+from ktonum.tolerances import device_class
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = {"kto": "ktonum.kernels.kto_op:OP"}

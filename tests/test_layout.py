@@ -33,6 +33,8 @@ ORDER = (
     "ktonum.comparison",
     "ktonum.bounds",
     "ktonum.tables",
+    "ktonum.table_files",
+    "ktonum.rounding_errors",
     "ktonum.tolerances",
     "ktonum.gradient_check",
     "ktonum.gradient_check.result",

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ktonum.errors import InputError, TableError
-from ktonum.tables import MEASURES, Provenance, Row, Table, find_table, load_table, write_table
+from ktonum.table_files import find_table, load_table, write_table
+from ktonum.tables import MEASURES, Provenance, Row, Table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -210,7 +211,7 @@ def test_a_shipped_table_is_valid_and_no_looser_than_its_derivation(file: Path, 
     table = load_table(file)
     assert table == find_table(file.stem), "the package ships another table than the repository has"
     write_table(table, tmp_path / file.name)
-    assert (tmp_path / file.name).read_bytes() == file.read_bytes(), "write it with ktonum.tables.write_table"
+    assert (tmp_path / file.name).read_bytes() == file.read_bytes(), "write it with ktonum.table_files.write_table"
     for row in table.rows:
         assert row.maximum <= row.tolerance == min(row.bound, 2 * row.maximum), row.name
         assert row.unit == MEASURES[row.measure]

@@ -20,8 +20,9 @@ from ktonum.cases import DTYPES, Case, torch_dtype
 from ktonum.context import CaseContext
 from ktonum.errors import InputError, TableError, ToleranceError
 from ktonum.kernels.kto_op import OP
-from ktonum.tables import find_table, write_table
-from ktonum.tolerances import derived_tolerances, device_class, measure_errors
+from ktonum.rounding_errors import derived_tolerances, measure_errors
+from ktonum.table_files import find_table, write_table
+from ktonum.tolerances import device_class
 
 ROOT = Path(__file__).resolve().parents[1]
 KTO: dict[str, Any] = {"op": "kto", "output": "grad_weight", "device": "interpreter"}
@@ -356,7 +357,7 @@ def test_blocks_do_not_change_what_is_measured(monkeypatch: pytest.MonkeyPatch) 
         return dict(errors.values), errors.worst, granted
 
     whole = measured()
-    monkeypatch.setattr("ktonum.tolerances._BLOCK", 1000)
+    monkeypatch.setattr("ktonum.rounding_errors._BLOCK", 1000)
     parts = measured()
     assert parts[1] == whole[1] == (6, 2, 1)
     assert parts[0] == pytest.approx(whole[0]) and parts[2] == pytest.approx(whole[2])
