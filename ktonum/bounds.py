@@ -143,6 +143,8 @@ def from_measured_error(*, actual: Tensor, expected: Tensor, scale: float) -> tu
     Each element's amplitude is ``scale`` times the larger of its own error and the root mean square: one element's
     error may be zero by luck. Nothing is granted to coherent errors beyond that.
     """
-    error = (actual.double() - expected.double()).abs()
+    expected = expected.double()
+    # Where the oracle is not finite there is no error to measure, and none is granted.
+    error = torch.where(expected.isfinite(), (actual.double() - expected).abs(), 0.0)
     typical = error.square().mean().sqrt() if error.numel() else error.sum()
     return scale * torch.maximum(error, typical), torch.zeros_like(error)

@@ -120,7 +120,7 @@ class CaseContext:
         upstream = {k: self._lent(v) for k, v in run.upstream.items()}
         try:
             return evaluate(candidate, inputs, differentiable=self.differentiable, upstream=upstream)
-        except KtonumError:
+        except (KtonumError, torch.OutOfMemoryError):  # the audit's own tensors take memory, too: not its fault alone
             raise
         except Exception as error:  # whatever the candidate raises
             raise CandidateError(f"raised {type(error).__name__}: {error}\n{traceback.format_exc()}") from error

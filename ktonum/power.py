@@ -28,12 +28,14 @@ def power_of(probe: Probe, standard: str) -> tuple[Power, ...]:
     if not tensor.is_floating_point():
         return (Power(f"one element of {probe.name} off by one", _smallest(probe, standard, _off_by_one, (1.0,))),)
     powers = []
-    if bool(tensor.any()):
+    finite = tensor.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    nonzero, root = bool(finite.any()), float(finite.square().mean().sqrt()) or 1.0
+    del finite  # float64, of a gradient that may fill much of a GPU
+    if nonzero:
         defect = f"{probe.name} scaled by 1 + size"
         powers.append(Power(defect, _search(probe, standard, lambda t, size: t.double() * (1 + size))))
     if tensor.numel() > 1 or not powers:
-        root = float(tensor.double().square().mean().sqrt()) or 1.0
-        unit = "its root mean square" if bool(tensor.any()) else "one"
+        unit = "its root mean square" if nonzero else "one"
         defect = f"one element of {probe.name} off by size × {unit}"
         powers.append(Power(defect, _search(probe, standard, lambda t, size: _one_element(t, size * root))))
     return tuple(powers)
@@ -67,9 +69,13 @@ def _smallest(
 
 
 def _one_element(tensor: Tensor, size: float) -> Tensor:
-    """The middle element moved by ``size``: no corner case of any tile."""
+    """The middle element, which is no corner case of any tile, or the first finite one, moved by ``size``."""
     planted = tensor.double().clone(memory_format=torch.contiguous_format)
-    planted.view(-1)[tensor.numel() // 2] += size
+    flat = planted.view(-1)
+    place = tensor.numel() // 2
+    if not bool(flat[place].isfinite()):
+        place = int(flat.isfinite().byte().argmax())
+    flat[place] += size
     return planted
 
 

@@ -60,9 +60,13 @@ def _measure(name: str, actual: Tensor, expected: Tensor, bound: ErrorBound, sca
     squares = products = norms = variance = coherent_squares = projected_variance = projected_coherent = 0.0
     tensors = (t.detach() for t in (actual, expected, bound.independent, bound.coherent))
     for start, (a, e, i, c) in blocks(*tensors):
-        e, i, c = e.double(), i.double(), c.double()
+        a, e, i, c = a.double(), e.double(), i.double(), c.double()
+        # What is not finite and the same on both sides is no error; infinity is what too large a number is rounded to.
+        rounded = e.to(bound.dtype).double()
+        same = ~rounded.isfinite() & ((a == rounded) | (a.isnan() & rounded.isnan()))
+        a, e, i, c = (torch.where(same, 0.0, t) for t in (a, e, i, c))
         rounding = bound.final_rounding(e)
-        error = a.double() - e
+        error = a - e
         tolerance = scale * (by_element * i + c + rounding)
         # NaN compares false with everything: it must come out as the worst element. 0/0 is no error.
         use = torch.where(error == 0, 0.0, (error.abs() / tolerance).nan_to_num(nan=math.inf, posinf=math.inf))

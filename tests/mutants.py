@@ -7,11 +7,9 @@ from dataclasses import replace
 import torch
 from plain_kto import PlainKTO, Result
 from planted import (
-    ALL,
-    SIXTEEN_BIT,
-    DriftingUlp,
     Change,
     Defect,
+    DriftingUlp,
     SummedInLowPrecision,
     as_if_contiguous,
     last_row_zero,
@@ -31,7 +29,7 @@ from ktonum.kernels.validation import KTOInputs
 MODEL = Point({"B": 4, "T": 7, "H": 16, "V": 24}, {"with_bias": True, "masked": 0.6})
 KL = Point(
     {"B": 4, "T": 5, "H": 12, "V": 19},
-    {"kl_from": "sequences", "beta": 0.3, "desirable_weight": 1.3, "undesirable_weight": 0.7},
+    {"kl_from": "sequences", "beta": 0.3, "desirable_weight": 1.3, "undesirable_weight": 0.7, "masked": 0.9},
     without=("gradcheck",),  # the reference point is detached: its influence is in the differences alone
 )
 AVERAGE = Point(
@@ -40,7 +38,7 @@ AVERAGE = Point(
 )
 APO = Point(
     {"B": 3, "T": 5, "H": 17, "V": 29},
-    {"loss_type": "apo_zero_unpaired", "reduction": "sum", "reference_from": "logps", "masked": 0.5},
+    {"loss_type": "apo_zero_unpaired", "reduction": "sum", "reference_from": "logps", "masked": 0.9},
 )
 NONE = Point(
     {"B": 5, "T": 6, "H": 8, "V": 37},
@@ -48,7 +46,7 @@ NONE = Point(
 )
 # Log-probabilities without a reference are negative; references that count masked tokens too are below the policy's.
 KL_NEGATIVE = replace(KL, parameters={**KL.parameters, "reference_from": "none"})
-KL_POSITIVE = replace(KL, parameters={**KL.parameters, "reference_from": "logps", "masked": 0.9})
+KL_POSITIVE = replace(KL, parameters={**KL.parameters, "reference_from": "logps"})
 # Sequences enough for a low-precision sum to lose more than rounding the result does.
 MANY = Point({"B": 128, "T": 1, "H": 16, "V": 24}, {"masked": 0.0})
 #: Every branch of the loss: where right candidates must pass.
@@ -311,12 +309,14 @@ DEFECTS = (
     Defect("depends on the position", DependsOnPosition, NONE, ("forward", "law:permutation")),
     Defect("padding counted", PaddingCounted, MODEL, ("law:padding",)),
     Defect("average over all tokens", AveragedOverAllTokens, AVERAGE, ("forward", "gradients", "law:padding")),
-    Defect("bias gradient missing", BiasGradientMissing, MODEL, _BOTH),
+    Defect("bias gradient missing", BiasGradientMissing, MODEL, ("gradients",), breaks=True),
+    Defect("bias gradient missing, by differences", BiasGradientMissing, MODEL, ("gradcheck",)),
     Defect("weights swapped", WeightsSwapped, KL, ("forward", "gradients")),
     Defect("APO's sign wrong", APOSignWrong, APO, ("forward", "gradients")),
     Defect("KL not clamped", KLNotClamped, KL_NEGATIVE, ("forward", "gradients")),
     Defect("KL not detached", KLNotDetached, KL_POSITIVE, ("gradients",)),
-    Defect("loss alone returned", LossAlone, MODEL, EVERY),
-    Defect("loss detached", LossDetached, MODEL, ("gradients", "gradcheck")),
-    Defect("raises", Raises, MODEL, EVERY),
+    Defect("loss alone returned", LossAlone, MODEL, EVERY, breaks=True),
+    Defect("loss detached", LossDetached, MODEL, ("gradients",), breaks=True),
+    Defect("loss detached, by differences", LossDetached, MODEL, ("gradcheck",)),
+    Defect("raises", Raises, MODEL, EVERY, breaks=True),
 )

@@ -97,7 +97,9 @@ class PlainKTO(torch.nn.Module):
         return kl_estimate(policy, reference)
 
     def losses(self, logps: Tensor, reference: Tensor | None, labels: Tensor, kl: Tensor | None) -> Tensor:
-        return kto_losses(logps, reference, labels, kl, self.config)
+        # B numbers in float64: autograd differentiates a sigmoid y as y (1 − y), which cancels where it is near one.
+        reference, kl = (None if t is None else t.double() for t in (reference, kl))
+        return kto_losses(logps.double(), reference, labels, kl, self.config).to(logps.dtype)
 
     def by_sequence(self, gradient: Tensor) -> Tensor:
         """The gradient of each sequence's loss."""

@@ -23,6 +23,7 @@ class Defect:
     """A wrong candidate, and the checks that must not let it pass.
 
     ``point`` is where the defect shows; ``dtypes`` those in which it exceeds the rounding errors of a right candidate.
+    The verdict is FAIL, or ERROR for a candidate that ``breaks``: a mutant that raises by mistake proves nothing.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Defect:
     point: Point
     flagged_by: tuple[str, ...]
     dtypes: tuple[str, ...] = ALL
+    breaks: bool = False
 
 
 class _Backward(torch.autograd.Function):
@@ -79,7 +81,8 @@ def tile_unwritten(tensor: Tensor) -> Tensor:
 
 def truncated_to_bf16(tensor: Tensor) -> Tensor:
     """A store that drops float32's lower half, as Triton's interpreter does: 0.28 % too short on average."""
-    return (tensor.float().view(torch.int32) & -(2**16)).view(torch.float32).to(tensor.dtype)
+    short = (tensor.detach().float().view(torch.int32) & -(2**16)).view(torch.float32)
+    return tensor + (short.to(tensor.dtype) - tensor.detach())
 
 
 def rounded(dtype: torch.dtype) -> Change:

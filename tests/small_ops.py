@@ -51,7 +51,7 @@ def softmax_loss_with(
         # Backwards: sums in another order than the reference's, which must not be mistaken for a defect.
         z = logits(scale * read).flip(0, 1)
         loss = torch.nn.functional.cross_entropy(z, z.shape[1] - 1 - labels.flip(0))
-        return {"loss": output(with_gradient(loss, upstream).to(x.dtype))}
+        return {"loss": output(with_gradient(loss.to(x.dtype), upstream))}
 
     return candidate
 
@@ -62,6 +62,7 @@ def rms_norm_with(
     gradient: Mapping[str, Change] | None = None,
     upstream: Change = _unchanged,
     normed: Change = _unchanged,
+    stored: Change = _unchanged,
     output: Change = _unchanged,
 ) -> Candidate:
     """x / rms(x) · weight, by row; right unless something is planted."""
@@ -69,7 +70,7 @@ def rms_norm_with(
     def candidate(*, x: Tensor, weight: Tensor, eps: float) -> dict[str, Tensor]:
         (read, gain) = _prepared(receive, gradient or {}, x=x, weight=weight)
         y = normed(read / (read.flip(-1).square().mean(-1, keepdim=True) + eps).sqrt()) * gain
-        return {"y": output(with_gradient(y, upstream).to(x.dtype))}
+        return {"y": output(with_gradient(stored(y).to(x.dtype), upstream))}
 
     return candidate
 

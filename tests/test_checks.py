@@ -1,0 +1,163 @@
+"""The checks, tested first: each must flag what it is for, and must let right implementations pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from mutants import DEFECTS, MODEL, POINTS, LogitsRounded
+from plain_kto import PlainKTO
+from planted import ALL, Defect
+from small_defects import LOSS_DEFECTS, NORM_DEFECTS
+from small_ops import RMS_NORM, SOFTMAX_LOSS
+
+from ktonum.cases import Case, Point
+from ktonum.checks import CHECKS, checks_for
+from ktonum.checks.law import law_check
+from ktonum.context import CaseContext
+from ktonum.kernels.kto_laws import KTO_LAWS
+from ktonum.kernels.kto_op import OP
+from ktonum.kernels.reference import ReferenceKTOLoss
+from ktonum.op import Op
+from ktonum.results import CheckResult, Verdict
+from ktonum.runner import check_named, run_check
+from ktonum.sampling import Draw
+
+#: The same ops with bounds from an analysis, and measured ones.
+SMALL = {
+    "softmax_loss": (SOFTMAX_LOSS, LOSS_DEFECTS),
+    "softmax_loss-measured": (replace(SOFTMAX_LOSS, error_model=None), LOSS_DEFECTS),
+    "rms_norm": (RMS_NORM, NORM_DEFECTS),
+    "rms_norm-measured": (replace(RMS_NORM, error_model=None), NORM_DEFECTS),
+}
+PLANTED = [
+    pytest.param(op, defect, dtype, id=f"{name}-{defect.name}-{dtype}")
+    for name, (op, defects) in {"kto": (OP, DEFECTS), **SMALL}.items()
+    for defect in defects
+    for dtype in defect.dtypes
+    if dtype == "fp64" or set(defect.flagged_by) != {"gradcheck"}
+]
+
+
+def case_of(op: Op, dtype: str) -> Case:
+    """The op's only case of ``dtype``."""
+    (case,) = op.cases(profile="quick", dtypes=[dtype], device="cpu")
+    return case
+
+
+def audited(op: Op, dtype: str, standard: str = "precise") -> list[CheckResult]:
+    """Every check on the op's only case of ``dtype``."""
+    case = case_of(op, dtype)
+    context = CaseContext(op, case)
+    return [run_check(check, context, standard) for check in checks_for(op, case)]
+
+
+def assert_all_pass(results: list[CheckResult]) -> None:
+    for result in results:
+        assert result.verdict is Verdict.PASS, (result.case, result.check, result.reason)
+        assert not result.vacuous, (result.case, result.check, result.reason)
+
+
+@pytest.mark.parametrize(("op", "defect", "dtype"), PLANTED)
+def test_a_planted_defect_is_flagged(op: Op, defect: Defect, dtype: str) -> None:
+    planted = replace(op, candidate=defect.candidate, dims=[defect.point])
+    case = case_of(planted, dtype)
+    context = CaseContext(planted, case)
+    expected = Verdict.ERROR if defect.breaks else Verdict.FAIL
+    for name in defect.flagged_by:
+        if name == "gradcheck" and dtype != "fp64":
+            continue  # it applies to float64 alone
+        result = run_check(check_named(planted, case, name), context)
+        assert result.verdict is expected, (name, result.verdict, result.reason, result.details)
+        assert result.failed and result.reason
+
+
+def test_every_check_and_every_law_of_kto_flags_something() -> None:
+    flagging = {name for defect in (*DEFECTS, *LOSS_DEFECTS, *NORM_DEFECTS) for name in defect.flagged_by}
+    assert {check.name for check in CHECKS} | {law_check(law).name for law in KTO_LAWS} <= flagging
+
+
+def test_every_check_flags_a_candidate_that_does_not_break() -> None:
+    flagging = {name for d in (*DEFECTS, *LOSS_DEFECTS, *NORM_DEFECTS) if not d.breaks for name in d.flagged_by}
+    assert {check.name for check in CHECKS} <= flagging
+
+
+def test_every_defect_is_flagged_by_something_in_some_dtype() -> None:
+    for defect in (*DEFECTS, *LOSS_DEFECTS, *NORM_DEFECTS):
+        assert defect.flagged_by and defect.dtypes, defect.name
+        assert set(defect.flagged_by) != {"gradcheck"} or "fp64" in defect.dtypes, defect.name
+
+
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("point", POINTS)
+def test_a_right_kto_loss_passes_every_check(point: Point, dtype: str) -> None:
+    assert_all_pass(audited(replace(OP, candidate=PlainKTO, dims=[point]), dtype))
+
+
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("point", POINTS)
+def test_plain_pytorch_meets_eager(point: Point, dtype: str) -> None:
+    assert_all_pass(audited(replace(OP, candidate=ReferenceKTOLoss, dims=[point]), dtype, "eager"))
+
+
+@pytest.mark.parametrize("standard", ["precise", "eager"])
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("name", SMALL)
+def test_right_small_ops_pass_every_check(name: str, dtype: str, standard: str) -> None:
+    assert_all_pass(audited(SMALL[name][0], dtype, standard))
+
+
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("name", ["softmax_loss-measured", "rms_norm-measured"])
+def test_the_reference_itself_meets_eager(name: str, dtype: str) -> None:
+    # In float64 it is the oracle: its error is zero, and a bound that is a multiple of it would refuse every run.
+    op = SMALL[name][0]
+    assert_all_pass(audited(replace(op, candidate=op.reference), dtype, "eager"))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_the_kernels_pass_every_check(dtype: str) -> None:
+    assert_all_pass(audited(replace(OP, dims=[MODEL]), dtype))
+
+
+def test_rounded_logits_meet_eager_alone() -> None:
+    op = replace(OP, candidate=LogitsRounded, dims=[MODEL])
+    result = run_check(check_named(op, case_of(op, "bf16"), "forward"), CaseContext(op, case_of(op, "bf16")))
+    assert result.verdict is Verdict.FAIL and result.meets == ("eager",)
+
+
+def _first_sequence_masked(draw: Draw) -> dict[str, Any]:
+    inputs = OP.sample(draw)
+    inputs["target"][0] = -100
+    return inputs
+
+
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_sequence_without_a_loss_is_no_error(reduction: str, dtype: str) -> None:
+    # Its average log-probability is 0/0, NaN on both sides.
+    parameters = {"average_log_prob": True, "reduction": reduction}
+    without = ("gradcheck",) if reduction == "none" else ()  # no differences of NaN
+    point = Point({"B": 4, "T": 5, "H": 8, "V": 11}, parameters, without=without)
+    results = audited(replace(OP, candidate=PlainKTO, sample=_first_sequence_masked, dims=[point]), dtype)
+    assert_all_pass(results)
+    # Nor is it a hole that any defect would fall into, however small.
+    sizes = [p.size for r in results if r.check == "forward" for p in r.power if "loss" in p.defect.split()]
+    assert sizes and all(size is not None and size > 1e-16 for size in sizes)
+
+
+def _wrong_where_masked(**kwargs: Any) -> Any:
+    class Mutant(PlainKTO):
+        def reduced(self, losses: torch.Tensor) -> torch.Tensor:
+            return super().reduced(losses).nan_to_num()
+
+    return Mutant(**kwargs)
+
+
+def test_a_number_where_there_is_no_loss_is_an_error() -> None:
+    point = Point({"B": 4, "T": 5, "H": 8, "V": 11}, {"average_log_prob": True, "reduction": "none"})
+    op = replace(OP, candidate=_wrong_where_masked, sample=_first_sequence_masked, dims=[point])
+    result = run_check(check_named(op, case_of(op, "fp32"), "forward"), CaseContext(op, case_of(op, "fp32")))
+    assert result.verdict is Verdict.FAIL and result.worst is not None and result.worst.where == "[0]"
