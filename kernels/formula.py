@@ -120,8 +120,9 @@ def kto_losses(
     margins = config.beta * torch.where(labels, ratios, -ratios)
     # Filled in the margins' dtype: `torch.where` of two Python numbers would round them to float32 on the way.
     weights = torch.full_like(margins, config.undesirable_weight).masked_fill(labels, config.desirable_weight)
-    # 1 − σ(z) = σ(−z), which does not cancel when the loss is small.
-    return weights * torch.sigmoid(-margins)
+    # 1 − σ(z) = σ(−z). Autograd's derivative of a sigmoid y is y (1 − y), which cancels where y is near 1: each side of
+    # zero uses the sigmoid that is small there, for the value (σ(−z) at z > 0) and for the derivative (both).
+    return weights * torch.where(margins > 0, torch.sigmoid(-margins), 1 - torch.sigmoid(margins))
 
 
 def reduce_losses(losses: Tensor, config: KTOConfig) -> Tensor:

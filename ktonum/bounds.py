@@ -137,14 +137,22 @@ class ErrorModel(Protocol):
         ...
 
 
-def from_measured_error(*, actual: Tensor, expected: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def from_measured_error(
+    *, actual: Tensor, expected: Tensor, scale: float, typical: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """(independent, coherent) from a plain implementation's error, where no analysis is at hand.
 
     Each element's amplitude is ``scale`` times the larger of its own error and the root mean square: one element's
-    error may be zero by luck. Nothing is granted to coherent errors beyond that.
+    error may be zero by luck. Where there are few elements, ``typical`` is their relative error as it was measured
+    elsewhere. Nothing is granted to coherent errors beyond that.
     """
     expected = expected.double()
     # Where the oracle is not finite there is no error to measure, and none is granted.
     error = torch.where(expected.isfinite(), (actual.double() - expected).abs(), 0.0)
-    typical = error.square().mean().sqrt() if error.numel() else error.sum()
-    return scale * torch.maximum(error, typical), torch.zeros_like(error)
+    size = torch.where(expected.isfinite(), expected, 0.0)
+    mean = torch.maximum(_root_mean_square(error), typical * _root_mean_square(size))
+    return scale * torch.maximum(error, mean), torch.zeros_like(error)
+
+
+def _root_mean_square(tensor: Tensor) -> Tensor:
+    return tensor.square().mean().sqrt() if tensor.numel() else tensor.sum()

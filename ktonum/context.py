@@ -24,6 +24,9 @@ __all__ = ["CaseContext"]
 # Plain float32 runs stand in for an analysis: their error, times this, is granted. Two correct implementations differ
 # by their order of summation, and a root mean square says nothing of the largest of many elements.
 _MEASURED_SCALE = 4.0
+# Fewer elements than this do not tell how large an error typically is; as many further draws of the inputs do.
+_ENOUGH_TO_AVERAGE = 64
+_OTHER_DRAWS = 16
 
 
 class CaseContext:
@@ -197,8 +200,41 @@ class CaseContext:
         actual = stand_in.tensors().get(name)
         if actual is None:
             actual = torch.full_like(expected, math.nan)
-        independent, coherent = from_measured_error(actual=actual, expected=expected, scale=scale)
+        typical = 0.0
+        if expected.numel() < _ENOUGH_TO_AVERAGE:
+            elsewhere = self._plain_errors if stand_in is self.plain else self._single_errors
+            typical = elsewhere.get(name, 0.0)
+        independent, coherent = from_measured_error(actual=actual, expected=expected, scale=scale, typical=typical)
         return ErrorBound(independent, coherent, final, f"{_MEASURED_SCALE:g} × the error of {words}")
+
+    @cached_property
+    def _plain_errors(self) -> dict[str, float]:
+        return self._errors_of_other_draws(self.dtype)
+
+    @cached_property
+    def _single_errors(self) -> dict[str, float]:
+        return self._errors_of_other_draws(torch.float32)
+
+    def _errors_of_other_draws(self, dtype: torch.dtype) -> dict[str, float]:
+        """Relative errors of the reference in ``dtype`` by tensor: root mean square over further draws of the inputs.
+
+        One number's own error says little of its size: it may be zero by luck.
+        """
+        squares: dict[str, list[float]] = {}
+        for i in range(_OTHER_DRAWS):
+            inputs = self.op.sample(Draw.of(self.case, self.device, purpose=f"draw {i}"))
+            runs = [
+                evaluate(
+                    self._reference, upcast(inputs, d), differentiable=self.differentiable, upstream=self.upstream
+                ).tensors()
+                for d in (torch.float64, dtype)
+            ]
+            for name, expected in runs[0].items():
+                norm = float(expected.double().norm())
+                error = float((runs[1][name].double() - expected.double()).norm()) if name in runs[1] else 0.0
+                if norm > 0 and math.isfinite(error / norm):
+                    squares.setdefault(name, []).append((error / norm) ** 2)
+        return {name: math.sqrt(sum(found) / len(found)) for name, found in squares.items()}
 
     @cached_property
     def _single(self) -> Evaluation:

@@ -267,4 +267,9 @@ def test_continuous_integration_runs_every_stage_and_closes_with_the_test_runner
     done = subprocess.run([tmp_path / ".ci" / "run"], capture_output=True, text=True, timeout=30)
     lines = done.stdout.splitlines()
     assert (done.returncode, lines[-1]) == (status, last)
-    assert [line for line in lines if line.startswith("stage")] == ["stage test", "stage lint", "stage types"]
+    assert [line for line in lines if line.startswith("stage")] == [
+        "stage test",
+        "stage audit",
+        "stage lint",
+        "stage types",
+    ]
