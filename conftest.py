@@ -6,16 +6,17 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
-import torch
+# Before NumPy and torch are loaded here or in a worker: with as many workers as cores, threads within a worker only
+# wait for one another; and a sum split over threads depends on their number.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 # Triton decides when a kernel is defined whether its interpreter runs it, so this comes before anything imports one.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-
-# With as many workers as cores, threads within a worker only take turns; and a sum split over threads depends on them.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
 
 # For what test modules share. Not the root: a second copy of the kernels would become importable from there.
 sys.path.append(str(Path(__file__).parent / "tests"))
