@@ -82,7 +82,7 @@ def _measure(name: str, actual: Tensor, expected: Tensor, bound: ErrorBound, sca
         projected_variance += float((amplitude * e.square()).sum())
         projected_coherent += float((c * e.abs()).sum())
     measurements = [Measurement(f"{name}/element", worst, 1.0, "bound", bound.source, _place(worst_at, actual.shape))]
-    if count > 1 and norms > 0.0:
+    if norms > 0.0:
         norm = math.sqrt(norms)
         granted = math.sqrt(variance * (1 + single**2 / count)) + math.sqrt(coherent_squares)
         measurements.append(
