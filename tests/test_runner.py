@@ -294,3 +294,15 @@ def test_reports_are_ok_only_with_results_and_without_failures() -> None:
     for verdict in (Verdict.FAIL, Verdict.ERROR):
         assert not Report((passed, CheckResult("c", "e", verdict))).ok
     assert not Report((CheckResult("c", "e", Verdict.PASS),)).ok
+
+
+def test_differences_of_an_output_that_is_rightly_not_finite_are_inconclusive() -> None:
+    """The logarithm of a number below 0 is NaN, and NaN has no differences."""
+
+    def logarithm(x: Tensor) -> Tensor:
+        return torch.where(torch.arange(len(x)) == 0, -x.abs(), x.abs() + 1).log()
+
+    op = Op(name="logarithm", candidate=logarithm, reference=logarithm, sample=lambda d: {"x": d.normal(9)}, dims=[{}])
+    (case,) = op.cases(profile="quick", dtypes=["fp64"], device="cpu")
+    result = run_check(check_named(op, case, "gradcheck"), CaseContext(op, case))
+    assert result.verdict is Verdict.INCONCLUSIVE and "not finite" in result.reason

@@ -21,6 +21,11 @@ def _judge(context: CaseContext) -> CheckResult:
     names = context.differentiable
     if not context.upstream:
         raise Inapplicable("the reference has no differentiable outputs")
+    strange = [
+        name for name in context.upstream if (t := context.oracle.outputs[name]) is None or not bool(t.isfinite().all())
+    ]
+    if strange:
+        raise Inapplicable(f"the reference's {', '.join(strange)} is not finite here, and has no differences")
     candidate = context.candidate
 
     def function(*tensors: Tensor) -> tuple[Tensor, ...]:
