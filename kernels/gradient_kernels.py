@@ -105,7 +105,7 @@ def probabilities_kernel(
         tl.store(bias_partial_ptr + partial, tl.sum(coefficient[:, None] * bracket, axis=0), mask=column_mask)
 
 
-@triton.jit(do_not_specialize=["row_count", "vocabulary", "hidden"])
+@triton.jit(do_not_specialize=["row_count", "first_target", "grad_rows", "hidden"])
 def add_target_terms_kernel(
     grad_weight_ptr,
     input_ptr,
@@ -113,7 +113,8 @@ def add_target_terms_kernel(
     target_ptr,
     order_ptr,
     row_count,
-    vocabulary,
+    first_target,
+    grad_rows,
     hidden,
     stride_grad_row,
     stride_input_row,
@@ -122,8 +123,7 @@ def add_target_terms_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
 ):
-    """grad_weight[v] += Σ_{t: y_t = v} a_t x_t for coefficients a, summed in ACCUMULATOR and rounded
-    together with what is there.
+    """grad_weight[v − first_target] += Σ_{t: y_t = v} a_t x_t for coefficients a, in the accumulator's dtype.
 
     ``target`` is sorted and ``order`` holds the rows it came from. A program adds up the targets whose first place is
     in its block, in the order of their rows: no atomics, so results are deterministic.
@@ -137,6 +137,9 @@ def add_target_terms_kernel(
     target = tl.load(target_ptr + places, mask=present, other=-1)
     before = tl.load(target_ptr + places - 1, mask=present & (places > 0), other=-1)
     first = present & ((target != before) | (places == 0))
+    here = first & (target >= first_target) & (target < first_target + grad_rows)
+    if tl.max(here.to(tl.int32), axis=0) == 0:
+        return
     rows = tl.load(order_ptr + places, mask=present, other=0)
     a = tl.load(coefficient_ptr + rows, mask=present, other=0.0)
     x = tl.load(
@@ -164,7 +167,8 @@ def add_target_terms_kernel(
         place += BLOCK_ROWS
         going = (tl.sum(more.to(tl.int32), axis=0) == BLOCK_ROWS) & (place < row_count)
     total += tl.where((target == last)[:, None], rest[None, :], 0.0)
-    stored = (first & (target >= 0) & (target < vocabulary))[:, None] & inside[None, :]
-    at = grad_weight_ptr + target[:, None] * stride_grad_row + offsets[None, :]
+    local = target - first_target
+    stored = here[:, None] & inside[None, :]
+    at = grad_weight_ptr + local[:, None] * stride_grad_row + offsets[None, :]
     total += tl.load(at, mask=stored, other=0.0).to(ACCUMULATOR)
     tl.store(at, total.to(grad_weight_ptr.dtype.element_ty), mask=stored)

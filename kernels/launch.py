@@ -206,36 +206,34 @@ def probabilities(
     )
 
 
-def add_target_terms(grad_weight: Tensor, input: Tensor, coefficients: Tensor, target: Tensor) -> None:
-    """``grad_weight[v] += Σ_{t: y_t = v} coefficients_t x_t``, deterministic.
+def add_target_terms(
+    grad_rows: Tensor, first_target: int, input: Tensor, coefficients: Tensor, targets: tuple[Tensor, Tensor]
+) -> None:
+    """``grad_rows[v − first_target] += Σ_{t: y_t = v} coefficients_t x_t``, deterministic.
 
     Args:
-        grad_weight: (V, H), contiguous.
+        grad_rows: Rows of the weight's gradient from ``first_target`` on, (R, H), contiguous, accumulator's dtype.
+        first_target: The vocabulary entry of the first row.
         input: x, (N, H), any strides.
         coefficients: (N,), accumulator's dtype.
-        target: (N,), int64; rows whose target is outside [0, V) are left out.
+        targets: `torch.sort` of the targets, (N,), int64, and where each came from; targets of other rows are left out.
     """
     rows, hidden = input.shape
     if rows == 0:
         return
-    if INTERPRETED and grad_weight.dtype == torch.bfloat16:
-        # The interpreter truncates on a store to bfloat16: let it store float32, and round here.
-        wide = grad_weight.float()
-        add_target_terms(wide, input, coefficients, target)
-        grad_weight.copy_(wide)
-        return
-    in_order, order = torch.sort(target, stable=True)
+    in_order, order = targets
     block_rows, block_hidden = (64, 256) if INTERPRETED else (32, 64)
     add_target_terms_kernel[(triton.cdiv(rows, block_rows), triton.cdiv(hidden, block_hidden))](
-        grad_weight,
+        grad_rows,
         input,
         coefficients,
         in_order,
         order,
         row_count=rows,
-        vocabulary=grad_weight.shape[0],
+        first_target=first_target,
+        grad_rows=grad_rows.shape[0],
         hidden=hidden,
-        stride_grad_row=grad_weight.stride(0),
+        stride_grad_row=grad_rows.stride(0),
         stride_input_row=input.stride(0),
         stride_input_hidden=input.stride(1),
         ACCUMULATOR=_ACCUMULATORS[accumulator_dtype(input.dtype)],

@@ -8,9 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["accumulator_dtype", "add_product", "full_precision_products", "write_product"]
-
-_SIXTEEN_BIT = (torch.bfloat16, torch.float16)
+__all__ = ["accumulator_dtype", "add_product", "full_precision_products", "product"]
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -55,11 +53,9 @@ def add_product(accumulator: Tensor, a: Tensor, b: Tensor) -> None:
         accumulator.addmm_(a.to(accumulator.dtype), b.to(accumulator.dtype))
 
 
-def write_product(out: Tensor, a: Tensor, b: Tensor, scale: Tensor | None = None) -> None:
-    """``out = scale · (a @ b)``, accumulated in float32 or better and rounded once to ``out``'s dtype."""
-    if scale is None and (a.is_cuda or a.dtype not in _SIXTEEN_BIT):
-        torch.mm(a, b, out=out)
-        return
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in float32, or float64 for float64 operands, (M, N); a (M, K); b (K, N)."""
     wide = accumulator_dtype(a.dtype)
-    product = torch.mm(a, b, out_dtype=wide) if a.is_cuda else torch.mm(a.to(wide), b.to(wide))
-    out.copy_(product if scale is None else product.mul_(scale))
+    if a.dtype == wide:
+        return torch.mm(a, b)
+    return torch.mm(a, b, out_dtype=wide) if a.is_cuda else torch.mm(a.to(wide), b.to(wide))

@@ -13,10 +13,13 @@ from torch import Tensor
 from ktonum.errors import InputError
 from ktonum.kernels import launch
 from ktonum.kernels.packing import packed, unmasked_rows
-from ktonum.kernels.products import accumulator_dtype, add_product, full_precision_products, write_product
+from ktonum.kernels.products import accumulator_dtype, add_product, full_precision_products, product
 from ktonum.kernels.validation import refuse_nonfinite
 
 __all__ = ["Head", "SequenceSums", "sequence_gradients", "sequence_sums"]
+
+# Rows of the weight's gradient that exist in the accumulator's dtype at a time: 128 MiB at hidden size 4096.
+_WIDE_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ def sequence_gradients(
     grad_weight = weight.new_zeros(weight.shape if weight_gradient else 0)
     x_sums = torch.zeros((count, hidden) if input_gradient else 0, dtype=wide, device=input.device)
     weighted_x, factor = _weighted(x, -coefficients) if weight_gradient else (x, None)
+    targets = torch.sort(y, stable=True)
     columns = _slab_columns(count, vocabulary, launch.slab_dtype(input.dtype), workspace)
     buffer = torch.empty((count, columns), dtype=launch.slab_dtype(input.dtype), device=input.device)
     contiguous_bias = _contiguous(bias)
@@ -145,10 +149,15 @@ def sequence_gradients(
             rounded = slab.to(input.dtype)
             if input_gradient:
                 add_product(x_sums, rounded, weight[start:stop])
-            if weight_gradient:
-                write_product(grad_weight[start:stop], rounded.t(), weighted_x, factor)
-    if weight_gradient:
-        launch.add_target_terms(grad_weight, x, at_target, y)
+            for first in range(start, stop if weight_gradient else start, _WIDE_ROWS):
+                last = min(first + _WIDE_ROWS, stop)
+                # Complete in the accumulator's dtype, so that it is rounded once: rounding the product before the
+                # targets' terms are added doubled the error of float16's subnormal gradients.
+                total = product(rounded[:, first - start : last - start].t(), weighted_x)
+                if factor is not None:
+                    total *= factor
+                launch.add_target_terms(total, first, x, at_target, targets)
+                grad_weight[first:last] = total
     grad_input = input.new_zeros((batch * tokens, hidden) if input_gradient else 0)
     if input_gradient:
         x_sums *= (-coefficients / launch.slab_scale(input.dtype)).unsqueeze(1)

@@ -110,7 +110,7 @@ def variants(capability: int) -> Iterator[Variant]:
                 yield Variant(tile_statistics_kernel, dtype, forward, asked, options, aligned, "aligned, tf32")
             gradient = backward_tile | bias | {"BIAS_GRADIENT": not aligned, "SLAB_SCALE": launch.slab_scale(dtype)}
             yield Variant(probabilities_kernel, dtype, backward, gradient, backward_options, aligned, label)
-        targets = {f"{n}_ptr": f"*{pointee}" for n in ("grad_weight", "input")} | {"coefficient_ptr": f"*{accumulator}"}
+        targets = {"input_ptr": f"*{pointee}"} | {f"{n}_ptr": f"*{accumulator}" for n in ("grad_weight", "coefficient")}
         targets |= {"target_ptr": "*i64", "order_ptr": "*i64"}
         constants = {"ACCUMULATOR": launch._ACCUMULATORS[wide], "BLOCK_ROWS": 32, "BLOCK_HIDDEN": 64}
         yield Variant(add_target_terms_kernel, dtype, targets, constants, {}, True, "aligned")

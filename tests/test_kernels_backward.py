@@ -149,7 +149,7 @@ class Work:
         self.bias_sums = 0
         for module, name in (
             (sequences, "add_product"),
-            (sequences, "write_product"),
+            (sequences, "product"),
             (launch, "add_target_terms"),
             (launch, "probabilities"),
             (launch, "bias_partials"),
@@ -182,7 +182,7 @@ def test_only_what_is_asked_for_is_computed(
     assert found.keys() == set(names)
     assert all(torch.equal(g, everything[n]) for n, g in found.items())
     assert work.calls["add_product"] == ("input" in names)
-    assert work.calls["write_product"] == work.calls["add_target_terms"] == ("weight" in names)
+    assert work.calls["product"] == work.calls["add_target_terms"] == ("weight" in names)
     assert work.bias_sums == work.calls["bias_partials"] == ("bias" in names)
     assert work.calls["probabilities"] == bool(names)
 
