@@ -10,8 +10,8 @@ from ktonum.kernels.kto_op import OP
 from ktonum.results import Verdict
 from ktonum.runner import check_named, run_check
 
-# fp16 at the point with nearly fully masked, averaged sequences has subnormal gradients: with the product rounded before
-# the targets' terms were added, grad_weight/element was 1.15 times its bound.
+# fp16 at the point with nearly fully masked, averaged sequences has subnormal gradients: with the product rounded
+# before the targets' terms were added, grad_weight/element was 1.15 times its bound.
 CASES = [
     case
     for case in OP.cases(profile="full", dtypes=("fp16", "fp32"), device="cpu")
