@@ -6,16 +6,21 @@ What happens on the device is decided by values (how many tokens are unmasked), 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ktonum.kernels.launch import check_support
-from ktonum.kernels.sequences import Head, SequenceSums, sequence_gradients, sequence_sums
-from ktonum.kernels.validation import refuse_nonfinite
+from ktonum.kernels.hardware import check_support, slab_dtype
+from ktonum.kernels.packing import Packing
+from ktonum.kernels.passes import PASSES, forward_passes
+from ktonum.kernels.sequence_gradients import sequence_gradients
+from ktonum.kernels.sequences import Head, SequenceSums
+from ktonum.kernels.slabs import stored_size
+from ktonum.kernels.validation import KTOInputs, refuse_nonfinite
 
-__all__ = ["detached_double", "sequence_logps"]
+__all__ = ["SequenceLogps", "detached_double", "sequence_logps"]
 
 
 @torch.library.custom_op("ktonum::sequence_logps", mutates_args=())
@@ -24,18 +29,54 @@ def _sequence_logps(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
+    ref_input: Tensor | None,
+    ref_weight: Tensor | None,
+    ref_bias: Tensor | None,
+    kl_input: Tensor | None,
+    kl_target: Tensor | None,
+    kl_ref_input: Tensor | None,
     ignore_index: int,
     average: bool,
-    logit_sums: bool,
     allow_tf32: bool,
     validate: bool,
+    store: bool,
     workspace: int,
-    names: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`ktonum.kernels.sequences.sequence_sums`, flat: the fields of `SequenceSums` in order."""
-    head = Head(input, weight, bias, target, ignore_index, allow_tf32)
-    sums = sequence_sums(head, average=average, logit_sums=logit_sums, validate=validate, names=names)
-    return sums.logps, sums.logits, sums.statistics, sums.rows, sums.count
+) -> list[Tensor]:
+    """`ktonum.kernels.passes.forward_passes`, flat; see `_outputs`."""
+    tensors = {
+        "input": input,
+        "weight": weight,
+        "bias": bias,
+        "target": target,
+        "ref_input": ref_input,
+        "ref_weight": ref_weight,
+        "ref_bias": ref_bias,
+        "kl_input": kl_input,
+        "kl_target": kl_target,
+        "kl_ref_input": kl_ref_input,
+    }
+    heads = {}
+    for name, (hidden_name, weight_name, bias_name, target_name) in PASSES.items():
+        hidden, w, y = tensors[hidden_name], tensors[weight_name], tensors[target_name]
+        if hidden is not None and w is not None and y is not None:
+            heads[name] = Head(hidden, w, tensors[bias_name], y, ignore_index, allow_tf32)
+    size = _stored_size(input, weight, target, store, workspace)
+    sums, logit_sums, others = forward_passes(heads, average=average, validate=validate, store=size)
+    none = sums.logps.new_empty(0)
+    # The count is a CPU scalar, so that a backward reads it without waiting for the device.
+    count = torch.tensor(sums.packing.count)
+    further = [others.get(name, none.clone()) for name in _FURTHER]
+    return [sums.logps, logit_sums, *further, sums.statistics, sums.packing.rows, count, sums.exponentials]
+
+
+#: The passes beside the policy's, in the order of the operator's outputs.
+_FURTHER = ("reference", "kl", "kl_reference")
+
+
+def _stored_size(input: Tensor, weight: Tensor, target: Tensor, store: bool, workspace: int) -> int:
+    # By the unmasked tokens there may be, not those there are: a compiled graph must know its outputs' sizes.
+    itemsize = slab_dtype(input.dtype).itemsize
+    return stored_size(target.numel(), weight.shape[0], itemsize, workspace) if store else 0
 
 
 @_sequence_logps.register_fake
@@ -44,23 +85,34 @@ def _(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
+    ref_input: Tensor | None,
+    ref_weight: Tensor | None,
+    ref_bias: Tensor | None,
+    kl_input: Tensor | None,
+    kl_target: Tensor | None,
+    kl_ref_input: Tensor | None,
     ignore_index: int,
     average: bool,
-    logit_sums: bool,
     allow_tf32: bool,
     validate: bool,
+    store: bool,
     workspace: int,
-    names: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    batch, tokens = target.shape
-    wide = input.new_empty(batch, dtype=torch.float64)
-    return (
-        wide,
-        torch.empty_like(wide),
-        input.new_empty((2, batch * tokens), dtype=torch.float64),
-        target.new_empty(batch * tokens, dtype=torch.int64),
-        torch.empty((), dtype=torch.int64, device="cpu"),
+) -> list[Tensor]:
+    wide = torch.float64
+    sizes = (
+        0 if ref_input is None else len(ref_input),
+        0 if kl_input is None else len(kl_input),
+        0 if kl_ref_input is None else len(kl_ref_input),
     )
+    return [
+        input.new_empty(len(input), dtype=wide),
+        input.new_empty(len(input), dtype=wide),
+        *(input.new_empty(size, dtype=wide) for size in sizes),
+        input.new_empty((3, target.numel()), dtype=wide),
+        target.new_empty(target.numel(), dtype=torch.int64),
+        torch.empty((), dtype=torch.int64, device="cpu"),
+        input.new_empty(_stored_size(input, weight, target, store, workspace), dtype=slab_dtype(input.dtype)),
+    ]
 
 
 @torch.library.custom_op("ktonum::sequence_logps_backward", mutates_args=())
@@ -73,6 +125,7 @@ def _sequence_logps_backward(
     statistics: Tensor,
     rows: Tensor,
     count: Tensor,
+    exponentials: Tensor,
     input_gradient: bool,
     weight_gradient: bool,
     bias_gradient: bool,
@@ -82,8 +135,8 @@ def _sequence_logps_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`ktonum.kernels.sequences.sequence_gradients`, flat."""
     head = Head(input, weight, bias, target, ignore_index, allow_tf32)
-    # A backward reads neither of the forward's sums.
-    sums = SequenceSums(upstream, upstream, statistics, rows, count)
+    # A backward does not read the forward's sums.
+    sums = SequenceSums(upstream, statistics, Packing(rows, int(count)), exponentials)
     wanted = (input_gradient, weight_gradient, bias_gradient)
     return sequence_gradients(head, upstream, sums, wanted=wanted, workspace=workspace)
 
@@ -98,6 +151,7 @@ def _(
     statistics: Tensor,
     rows: Tensor,
     count: Tensor,
+    exponentials: Tensor,
     input_gradient: bool,
     weight_gradient: bool,
     bias_gradient: bool,
@@ -112,22 +166,22 @@ def _(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    input, weight, bias, target, ignore_index, _, _, allow_tf32, _, workspace, _ = inputs
-    _, _, statistics, rows, count = output
-    ctx.save_for_backward(input, weight, bias, target, statistics, rows, count)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    input, weight, bias, target, *_, ignore_index, _, allow_tf32, _, _, workspace = inputs
+    statistics, rows, count, exponentials = output[-4:]
+    ctx.save_for_backward(input, weight, bias, target, statistics, rows, count, exponentials)
     ctx.options = (ignore_index, allow_tf32, workspace)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Tensor | None, ...]:
     needed = ctx.needs_input_grad[:3]
     unused = (None,) * (len(ctx.needs_input_grad) - 3)
-    if upstream is None or not any(needed):
+    if upstream[0] is None or not any(needed):
         return (None, None, None, *unused)
-    input, weight, bias, target, statistics, rows, count = ctx.saved_tensors
+    input, weight, bias, target, *saved = ctx.saved_tensors
     gradients = torch.ops.ktonum.sequence_logps_backward(
-        upstream, input, weight, bias, target, statistics, rows, count, *needed, *ctx.options
+        upstream[0], input, weight, bias, target, *saved, *needed, *ctx.options
     )
     return (*(g if n else None for g, n in zip(gradients, needed, strict=True)), *unused)
 
@@ -166,44 +220,57 @@ def detached_double(tensor: Tensor | None, *, name: str, validate: bool) -> Tens
     return torch.ops.ktonum.finite_double(detached, name) if validate else detached.double()
 
 
+@dataclass(frozen=True)
+class SequenceLogps:
+    """Sums of the sequences' unmasked log-probabilities, float64.
+
+    Attributes:
+        policy: (B,), differentiable.
+        logits: Sums of all logits of the policy, (B,).
+        reference: (B,), or None without a reference model.
+        kl: Of the KL sequences under the policy, (B',), or None without any.
+        kl_reference: Under the reference model, (B',), or None.
+    """
+
+    policy: Tensor
+    logits: Tensor
+    reference: Tensor | None
+    kl: Tensor | None
+    kl_reference: Tensor | None
+
+
 def sequence_logps(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    *,
-    ignore_index: int,
-    average: bool,
-    logit_sums: bool,
-    allow_tf32: bool,
-    validate: bool,
-    workspace: int,
-    names: str,
-) -> tuple[Tensor, Tensor]:
-    """Sum of each sequence's unmasked log-probabilities, differentiable, and sum of all its logits, not.
+    inputs: KTOInputs, *, ignore_index: int, average: bool, allow_tf32: bool, validate: bool, workspace: int
+) -> SequenceLogps:
+    """Log-probabilities of all sequences; only the policy's carry a gradient.
 
     Args:
-        input: Hidden states, (B, T, H), any strides.
-        weight: Head, (V, H), any strides.
-        bias: (V,) or None.
-        target: (B, T), integer.
+        inputs: Of the right structure.
         ignore_index: Marks masked tokens: they cost no matrix work.
         average: The sums are to be divided by the numbers of unmasked tokens, so there must be one.
-        logit_sums: Compute the sums of logits, else return zeros.
         allow_tf32: Let float32 products run in TF32.
-        validate: Check targets and finiteness, at the price of a device synchronisation.
-        workspace: Bytes that the backward may use for a slab of probabilities.
-        names: What messages call input, weight, bias and target, separated by blanks.
-
-    Returns:
-        Two float64 tensors, (B,).
+        validate: Check targets and finiteness.
+        workspace: Bytes of exponentials that the forward may store for the backward; what does not fit is computed
+            again.
 
     Raises:
         InputError: The device cannot run the kernels; with ``validate`` also for targets outside the vocabulary,
             inputs that are not finite, and an average over nothing.
     """
-    check_support(input.device, input.dtype)
-    logps, sums, *_ = torch.ops.ktonum.sequence_logps(
-        input, weight, bias, target.long(), ignore_index, average, logit_sums, allow_tf32, validate, workspace, names
+    t = inputs
+    check_support(t.input.device, t.input.dtype)
+    differentiable = (t.input, t.weight) if t.bias is None else (t.input, t.weight, t.bias)
+    store = torch.is_grad_enabled() and any(d.requires_grad for d in differentiable)
+    constants = {
+        name: None if (tensor := getattr(t, name)) is None else tensor.detach()
+        for name in ("ref_input", "ref_weight", "ref_bias", "kl_input", "kl_target", "kl_ref_input")
+    }
+    if t.kl_target is not None:
+        constants["kl_target"] = t.kl_target.long()
+    options = (ignore_index, average, allow_tf32, validate, store, workspace)
+    found = torch.ops.ktonum.sequence_logps(t.input, t.weight, t.bias, t.target.long(), *constants.values(), *options)
+    policy, logits, *further = found[:5]
+    given = (t.ref_input, t.kl_input, t.kl_ref_input)
+    return SequenceLogps(
+        policy, logits.detach(), *(None if g is None else f.detach() for g, f in zip(given, further, strict=True))
     )
-    return logps, sums.detach()

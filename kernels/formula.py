@@ -137,7 +137,13 @@ def reduce_losses(losses: Tensor, config: KTOConfig) -> Tensor:
     return losses.nanmean() if config.reduction == "mean" else losses.nansum()
 
 
-def split_sums(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of ``values``, (B,), over desirable and over undesirable sequences, skipping NaN as TRL's metrics do."""
-    zero = torch.zeros_like(values)
-    return torch.where(labels, values, zero).nansum(), torch.where(labels, zero, values).nansum()
+def split_sums(values: Tensor, labels: Tensor) -> Tensor:
+    """Sums of ``values``, (..., B), over desirable and over undesirable sequences, skipping NaN as TRL's metrics do.
+
+    Returns:
+        (..., 2), desirable first.
+    """
+    sides = torch.stack((labels, ~labels))
+    return torch.where(sides, values.unsqueeze(-2), torch.zeros((), dtype=values.dtype, device=values.device)).nansum(
+        -1
+    )

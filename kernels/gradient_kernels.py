@@ -1,108 +1,159 @@
-"""Triton, backward: what the gradients need of the logits, recomputed tile by tile.
+"""Triton, backward: the gradients of weight and bias from a slab of exponentials.
 
 With p = softmax(z) and c_t = ∂L/∂log π(y_t), the gradients are
 
     ∂L/∂x_t = c_t (1 − p_{t,y_t}) w_{y_t} − c_t Σ_{v ≠ y_t} p_tv w_v
     ∂L/∂w_v = Σ_{t: y_t = v} c_t (1 − p_tv) x_t − Σ_{t: y_t ≠ v} p_tv c_t x_t
+    ∂L/∂b_v = Σ_{t: y_t = v} c_t (1 − p_tv) − Σ_{t: y_t ≠ v} p_tv c_t
 
-A slab (all tokens, some vocabulary columns) of p, zero at the targets, is the only place where anything of the logits'
-size is stored; matrix products take the second sums with it. The targets' terms are added apart, unrounded: in a 16-bit
-slab c_t, one value for a whole sequence, would be rounded, and 1 − p would go to 1 whenever p < 2^-9. Neither averages
-out: bf16 gradients came out 0.2 % too long or too short.
+A slab (all tokens, some vocabulary columns) holds e_tv, zero at the targets, with p_tv = f_t e_tv for a factor f_t of
+the row: the only place where anything of the logits' size is stored. The targets' terms, a_t = c_t (1 − p_{t,y_t}),
+join unrounded: in a 16-bit slab c_t, one value for a whole sequence, would be rounded, and 1 − p would go to 1 whenever
+p < 2^-9. Neither averages out: bf16 gradients came out 0.2 % too long or too short.
 """
 
 # Triton reads the annotations of jitted functions; they must stay objects, so no postponed evaluation here.
 import triton
 import triton.language as tl
 
-from ktonum.kernels.logsumexp_kernels import grouped_tile, logits_tile
+from ktonum.kernels.logits_kernels import grouped_tile
 
-__all__ = ["add_target_terms_kernel", "probabilities_kernel"]
+__all__ = ["add_target_terms_kernel", "bias_gradient_kernel", "weight_gradient_kernel"]
 
 
-@triton.jit(do_not_specialize=["row_count", "vocabulary", "hidden", "slab_start", "slab_columns"])
-def probabilities_kernel(
+@triton.jit
+def as_products(accumulator, a, b, UPCAST: tl.constexpr):
+    """``accumulator + a b`` for coefficients a in float32 and b in bfloat16 or float16, as exact as float32 is.
+
+    Tensor cores take 16-bit operands: a is the sum of three bfloat16 numbers and a float16 b of two, exactly.
+    """
+    if UPCAST:
+        # The interpreter's bfloat16 is wrong.
+        return tl.dot(a, b.to(tl.float32), accumulator, input_precision="ieee")
+    first = a.to(tl.bfloat16)
+    rest = a - first.to(tl.float32)
+    second = rest.to(tl.bfloat16)
+    third = (rest - second.to(tl.float32)).to(tl.bfloat16)
+    high = b.to(tl.bfloat16)
+    accumulator = tl.dot(first, high, accumulator)
+    accumulator = tl.dot(second, high, accumulator)
+    accumulator = tl.dot(third, high, accumulator)
+    if b.dtype == tl.float16:
+        low = (b.to(tl.float32) - high.to(tl.float32)).to(tl.bfloat16)
+        accumulator = tl.dot(first, low, accumulator)
+        accumulator = tl.dot(second, low, accumulator)
+        accumulator = tl.dot(third, low, accumulator)
+    return accumulator
+
+
+@triton.jit(do_not_specialize=["row_count", "column_count", "first_column", "hidden"])
+def weight_gradient_kernel(
+    slab,
+    weighted_input,
+    grad_rows,
+    scale_ptr,
     input_ptr,
-    weight_ptr,
-    bias_ptr,
-    target_ptr,
-    logsumexp_ptr,
     coefficient_ptr,
-    slab_ptr,
-    bias_partial_ptr,
+    target_ptr,
+    order_ptr,
+    bound_ptr,
     row_count,
-    vocabulary,
+    column_count,
+    first_column,
     hidden,
-    slab_start,
-    slab_columns,
     stride_input_row,
-    stride_input_hidden,
-    stride_weight_row,
-    stride_weight_hidden,
-    stride_slab_row,
-    HAS_BIAS: tl.constexpr,
-    BIAS_GRADIENT: tl.constexpr,
-    SLAB_SCALE: tl.constexpr,
-    EVEN_HIDDEN: tl.constexpr,
     UPCAST: tl.constexpr,
-    ACCUMULATOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
-    PROMOTE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_TARGETS: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Writes SLAB_SCALE exp(z_tv − lse_t), or 0 at v = y_t, to ``slab``, (rows, slab columns), rounded to its dtype.
+    """grad_w_v = scale Σ_t e_tv (−f_t c_t x_t) + Σ_{t: y_t = v} a_t x_t for a slab's columns v, rounded once.
 
-    ``bias_partial``, (row tiles, V), receives Σ_t c_t (1[v = y_t] − p_tv) over each tile's rows, unrounded: the bias
-    gradient before the sum over row tiles.
+    ``slab`` (rows, columns), ``weighted_input`` (rows, hidden) and ``grad_rows`` (columns, hidden) are tensor
+    descriptors; ``input``, (rows, hidden), has hidden stride 1. ``target`` is sorted, ``order`` holds the rows it came
+    from, and ``bound`` where the targets of each BLOCK_COLUMNS-wide stretch of the vocabulary begin, and the last ends.
     """
-    row_tile, column_tile = grouped_tile(
-        tl.program_id(0), tl.cdiv(row_count, BLOCK_ROWS), tl.cdiv(slab_columns, BLOCK_COLUMNS), GROUP
-    )
-    rows = row_tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column_tiles = tl.cdiv(column_count, BLOCK_COLUMNS)
+    hidden_tiles = tl.cdiv(hidden, BLOCK_HIDDEN)
+    for tile in tl.range(tl.program_id(0), column_tiles * hidden_tiles, tl.num_programs(0)):
+        column_tile, hidden_tile = grouped_tile(tile, column_tiles, hidden_tiles, GROUP)
+        total = tl.zeros((BLOCK_COLUMNS, BLOCK_HIDDEN), dtype=tl.float32)
+        for i in range(0, tl.cdiv(row_count, BLOCK_ROWS)):
+            e = slab.load([i * BLOCK_ROWS, column_tile * BLOCK_COLUMNS])
+            x = weighted_input.load([i * BLOCK_ROWS, hidden_tile * BLOCK_HIDDEN])
+            if UPCAST:
+                e = e.to(tl.float32)
+                x = x.to(tl.float32)
+            total = tl.dot(e.T, x, total)
+        total *= tl.load(scale_ptr)
+        v = first_column + column_tile * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+        h = hidden_tile * BLOCK_HIDDEN + tl.arange(0, BLOCK_HIDDEN)
+        stretch = first_column // BLOCK_COLUMNS + column_tile
+        start = tl.load(bound_ptr + stretch)
+        stop = tl.load(bound_ptr + stretch + 1)
+        for place in tl.range(start, stop, BLOCK_TARGETS, num_stages=1):
+            places = place + tl.arange(0, BLOCK_TARGETS)
+            present = places < stop
+            target = tl.load(target_ptr + places, mask=present, other=-1)
+            row = tl.load(order_ptr + places, mask=present, other=0)
+            a = tl.load(coefficient_ptr + row, mask=present, other=0.0)
+            x = tl.load(
+                input_ptr + row[:, None] * stride_input_row + h[None, :],
+                mask=present[:, None] & (h < hidden)[None, :],
+                other=0.0,
+            )
+            chosen = tl.where(v[:, None] == target[None, :], a[None, :], 0.0)
+            total = as_products(total, chosen, x, UPCAST)
+        # In halves: a whole tile in shared memory would cost the loads a stage of their pipeline.
+        halves = tl.permute(tl.reshape(total, (BLOCK_COLUMNS, 2, BLOCK_HIDDEN // 2)), (0, 2, 1))
+        left, right = tl.split(halves)
+        at = hidden_tile * BLOCK_HIDDEN
+        grad_rows.store([column_tile * BLOCK_COLUMNS, at], left.to(grad_rows.dtype))
+        grad_rows.store([column_tile * BLOCK_COLUMNS, at + BLOCK_HIDDEN // 2], right.to(grad_rows.dtype))
+
+
+@triton.jit(do_not_specialize=["row_count", "column_count", "first_column"])
+def bias_gradient_kernel(
+    slab_ptr,
+    factor_ptr,
+    coefficient_ptr,
+    target_ptr,
+    order_ptr,
+    bound_ptr,
+    grad_ptr,
+    row_count,
+    column_count,
+    first_column,
+    stride_slab_row,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """grad_b_v = Σ_{t: y_t = v} a_t + Σ_t factor_t e_tv for a slab's columns v; arguments as of the weight's kernel.
+
+    ``factor``, (rows,), is −f_t c_t in the accumulator's dtype; sums of BLOCK_ROWS rows are added up in float64.
+    """
+    column_tile = tl.program_id(0)
     local = column_tile * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    columns = slab_start + local
-    row_mask = rows < row_count
-    column_mask = (local < slab_columns) & (columns < vocabulary)
-    z = logits_tile(
-        input_ptr,
-        weight_ptr,
-        bias_ptr,
-        rows,
-        row_mask,
-        columns,
-        column_mask,
-        hidden,
-        stride_input_row,
-        stride_input_hidden,
-        stride_weight_row,
-        stride_weight_hidden,
-        HAS_BIAS,
-        EVEN_HIDDEN,
-        UPCAST,
-        ACCUMULATOR,
-        PRECISION,
-        BLOCK_ROWS,
-        BLOCK_COLUMNS,
-        BLOCK_HIDDEN,
-        PROMOTE,
-    )
-    # Rows past the end get p = 0, which no cast overflows.
-    logsumexp = tl.load(logsumexp_ptr + rows, mask=row_mask, other=float("inf")).to(ACCUMULATOR)
-    target = tl.load(target_ptr + rows, mask=row_mask, other=-1)
-    is_target = columns[None, :] == target[:, None]
-    p = tl.exp(z - logsumexp[:, None])
-    mask = row_mask[:, None] & column_mask[None, :]
-    at = rows[:, None].to(tl.int64) * stride_slab_row + local[None, :]
-    others = tl.where(is_target, 0.0, p * SLAB_SCALE)
-    tl.store(slab_ptr + at, others.to(slab_ptr.dtype.element_ty), mask=mask)
-    if BIAS_GRADIENT:
-        coefficient = tl.load(coefficient_ptr + rows, mask=row_mask, other=0.0)
-        bracket = tl.where(mask, tl.where(is_target, 1.0 - p, -p), 0.0)
-        partial = row_tile.to(tl.int64) * vocabulary + columns
-        tl.store(bias_partial_ptr + partial, tl.sum(coefficient[:, None] * bracket, axis=0), mask=column_mask)
+    total = tl.zeros((BLOCK_COLUMNS,), dtype=tl.float64)
+    for first in range(0, row_count, BLOCK_ROWS):
+        rows = first + tl.arange(0, BLOCK_ROWS)
+        row_mask = rows < row_count
+        factor = tl.load(factor_ptr + rows, mask=row_mask, other=0.0)
+        at = slab_ptr + rows[:, None].to(tl.int64) * stride_slab_row + local[None, :]
+        e = tl.load(at, mask=row_mask[:, None] & (local < column_count)[None, :], other=0.0).to(factor.dtype)
+        total += tl.sum(factor[:, None] * e, axis=0).to(tl.float64)
+    stretch = first_column // BLOCK_COLUMNS + column_tile
+    stop = tl.load(bound_ptr + stretch + 1)
+    for place in range(tl.load(bound_ptr + stretch), stop, BLOCK_ROWS):
+        places = place + tl.arange(0, BLOCK_ROWS)
+        present = places < stop
+        target = tl.load(target_ptr + places, mask=present, other=-1)
+        a = tl.load(coefficient_ptr + tl.load(order_ptr + places, mask=present, other=0), mask=present, other=0.0)
+        chosen = tl.where(target[:, None] == (first_column + local)[None, :], a[:, None], 0.0)
+        total += tl.sum(chosen.to(tl.float64), axis=0)
+    tl.store(grad_ptr + local, total.to(grad_ptr.dtype.element_ty), mask=local < column_count)
 
 
 @triton.jit(do_not_specialize=["row_count", "first_target", "grad_rows", "hidden"])

@@ -1,242 +1,292 @@
-"""Launching the kernels on plain (rows, hidden) tensors; nothing here knows of sequences, autograd or KTO."""
+"""Launching the logits kernels on plain (rows, hidden) tensors; nothing here knows of sequences, autograd or KTO."""
 
 from __future__ import annotations
 
-import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ktonum.errors import InputError
-from ktonum.kernels.block_sizes import BlockSizes, Kernel, block_sizes
-from ktonum.kernels.gradient_kernels import add_target_terms_kernel, probabilities_kernel
-from ktonum.kernels.logsumexp_kernels import reduce_tiles_kernel, tile_statistics_kernel
+from ktonum.kernels.block_sizes import BlockSizes, block_sizes
+from ktonum.kernels.hardware import (
+    ACCUMULATORS,
+    INTERPRETED,
+    capability,
+    programs,
+    serves_descriptors,
+    slab_scale,
+)
+from ktonum.kernels.logits_kernels import LOG2_E, logits_kernel
 from ktonum.kernels.products import accumulator_dtype
+from ktonum.kernels.row_kernels import (
+    column_sums_kernel,
+    count_targets_kernel,
+    finish_slab_kernel,
+    reduce_tiles_kernel,
+    target_logits_kernel,
+)
 
-__all__ = [
-    "INTERPRETED",
-    "add_target_terms",
-    "bias_partials",
-    "check_support",
-    "probabilities",
-    "slab_dtype",
-    "slab_scale",
-    "token_logps",
-]
+__all__ = ["RowStatistics", "column_sums", "count_targets", "exponentials", "row_statistics"]
 
-#: Whether Triton's interpreter runs the kernels: decided by TRITON_INTERPRET when they are first imported.
-INTERPRETED = not isinstance(tile_statistics_kernel, triton.JITFunction)
-
-_TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
-
-_ACCUMULATORS = {torch.float32: tl.float32, torch.float64: tl.float64}
+# What tensor cores lose of an inner product of n terms, as a multiple of n: on an H100 log-sum-exps of bf16 logits at
+# hidden size 4096 were short by 3.8e-6 to 4.1e-6 of E_p z on data of mean zero, with outlier dimensions, of mean 0.5
+# and with peaked softmaxes alike, and products over 32,768 and 151,936 terms by 3.1e-5 and 1.48e-4. (Where every term
+# has one sign it is three times as much.)
+_TRUNCATION = 9.6e-10
 
 
-def check_support(device: torch.device, dtype: torch.dtype) -> None:
-    """Kernels run on CUDA, or anywhere under the interpreter; in float64 from Triton 3.5 on.
+@dataclass(frozen=True)
+class RowStatistics:
+    """What a forward keeps of each row, (N,) and float64 each.
 
-    Raises:
-        InputError: The tensors are elsewhere, or of a dtype that this Triton cannot multiply.
+    Attributes:
+        logps: log π(y_t).
+        shift: s_t, exact in the accumulator's dtype: exponentials are e_tv = 2^(z_tv log₂ e − s_t), times `slab_scale`.
+        factor: f_t: p_tv = f_t e_tv.
     """
-    if device.type != "cuda" and not INTERPRETED:
-        raise InputError(
-            f"the tensors are on {device}, where Triton cannot compile kernels: move them to a CUDA device, or set the "
-            f"environment variable TRITON_INTERPRET=1 before ktonum.kernels is imported to run Triton's interpreter"
+
+    logps: Tensor
+    shift: Tensor
+    factor: Tensor
+
+
+def _logit_scale(dtype: torch.dtype, hidden: int, device: torch.device, blocks: BlockSizes) -> float:
+    """log₂ e, and what makes up for truncation where a product is not promoted."""
+    corrected = blocks.descriptors and not INTERPRETED and capability(device)[0] == 9
+    return float(LOG2_E.value) * (1 + _TRUNCATION * hidden * corrected)
+
+
+def _launch_logits(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    shift: Tensor,
+    columns: tuple[int, int],
+    *,
+    allow_tf32: bool,
+    tile_shift: Tensor | None = None,
+    tile_sum: Tensor | None = None,
+    slab: Tensor | None = None,
+) -> None:
+    """`logits_kernel` over the columns [first, last); with statistics if their tensors are given, see `_tile_width`."""
+    rows, hidden = input.shape
+    first, last = columns
+    blocks = _blocks(input, weight, slab)
+    tiles = triton.cdiv(rows, blocks.rows) * triton.cdiv(last - first, blocks.columns)
+    operands: tuple[Any, Any, Any] = (input, weight, input if slab is None else slab)
+    if blocks.descriptors:
+        operands = (
+            TensorDescriptor.from_tensor(input, [blocks.rows, blocks.hidden]),
+            TensorDescriptor.from_tensor(weight, [blocks.columns, blocks.hidden]),
+            # Half a tile's columns, as the kernel stores them.
+            TensorDescriptor.from_tensor(operands[2], [blocks.rows, blocks.columns // 2]),
         )
-    if dtype == torch.float64 and _TRITON < (3, 5):
-        raise InputError(
-            f"the tensors are float64, which tl.dot multiplies from Triton 3.5 on, and this is {triton.__version__}: "
-            f"upgrade Triton, or use another dtype"
-        )
+    logits_kernel[(programs(input.device, tiles, persistent=blocks.descriptors),)](
+        *operands,
+        weight if bias is None else bias,
+        shift,
+        shift if tile_shift is None else tile_shift,
+        shift if tile_sum is None else tile_sum,
+        row_count=rows,
+        first_column=first,
+        column_count=last - first,
+        hidden=hidden,
+        scale=_logit_scale(input.dtype, hidden, input.device, blocks),
+        stride_input_row=input.stride(0),
+        stride_input_hidden=input.stride(1),
+        stride_weight_row=weight.stride(0),
+        stride_weight_hidden=weight.stride(1),
+        stride_slab_row=0 if slab is None else slab.stride(0),
+        DESCRIPTORS=blocks.descriptors,
+        HAS_BIAS=bias is not None,
+        STATISTICS=tile_shift is not None,
+        STORE=slab is not None,
+        TILE_RELATIVE=slab is not None and input.dtype == torch.float16,
+        SLAB_SCALE=slab_scale(input.dtype),
+        EVEN_HIDDEN=hidden % blocks.hidden == 0,
+        UPCAST=INTERPRETED and input.dtype == torch.bfloat16,
+        ACCUMULATOR=ACCUMULATORS[accumulator_dtype(input.dtype)],
+        PRECISION="tf32" if allow_tf32 and input.dtype == torch.float32 else "ieee",
+        BLOCK_ROWS=blocks.rows,
+        BLOCK_COLUMNS=blocks.columns,
+        BLOCK_HIDDEN=blocks.hidden,
+        PROMOTE=blocks.promote,
+        GROUP=blocks.group,
+        num_warps=blocks.warps,
+        num_stages=blocks.stages,
+    )
 
 
-def slab_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What a slab of probabilities is stored in: the operands' dtype, float32 for bfloat16 under the interpreter.
-
-    The interpreter truncates on a cast to bfloat16; the caller rounds its float32 slab to nearest instead.
-    """
-    return torch.float32 if INTERPRETED and dtype == torch.bfloat16 else dtype
-
-
-def slab_scale(dtype: torch.dtype) -> float:
-    """The factor that slabs carry: in float16 a probability below 6e-5 is subnormal, below 6e-8 zero."""
-    return 2.0**14 if dtype == torch.float16 else 1.0
+def _blocks(input: Tensor, weight: Tensor, slab: Tensor | None) -> BlockSizes:
+    descriptors = serves_descriptors(input, weight) and (slab is None or serves_descriptors(input, slab))
+    return block_sizes(
+        input.dtype,
+        capability=capability(input.device),
+        interpreted=INTERPRETED,
+        descriptors=descriptors,
+        stored=slab is not None,
+    )
 
 
-@functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-
-
-def _blocks(operand: Tensor, kernel: Kernel) -> BlockSizes:
-    return block_sizes(operand.dtype, kernel, capability=_capability(operand.device), interpreted=INTERPRETED)
-
-
-def _tile_options(
-    input: Tensor, weight: Tensor, bias: Tensor | None, blocks: BlockSizes, allow_tf32: bool
-) -> dict[str, Any]:
-    """The arguments that the logits kernels share."""
-    options: dict[str, Any] = {
-        "hidden": input.shape[1],
-        "stride_input_row": input.stride(0),
-        "stride_input_hidden": input.stride(1),
-        "stride_weight_row": weight.stride(0),
-        "stride_weight_hidden": weight.stride(1),
-        "HAS_BIAS": bias is not None,
-        "EVEN_HIDDEN": input.shape[1] % blocks.hidden == 0,
-        "UPCAST": INTERPRETED and input.dtype == torch.bfloat16,
-        "ACCUMULATOR": _ACCUMULATORS[accumulator_dtype(input.dtype)],
-        "PRECISION": "tf32" if allow_tf32 and input.dtype == torch.float32 else "ieee",
-        "BLOCK_ROWS": blocks.rows,
-        "BLOCK_COLUMNS": blocks.columns,
-        "BLOCK_HIDDEN": blocks.hidden,
-        "PROMOTE": blocks.promote,
-        "GROUP": blocks.group,
-        "num_warps": blocks.warps,
-        "num_stages": blocks.stages,
-    }
-    return options
-
-
-def token_logps(
-    input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *, allow_tf32: bool
-) -> tuple[Tensor, Tensor]:
-    """log softmax(x Wᵀ + b) at the target of each row, and the log of the softmax's denominator.
+def row_statistics(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    statistics: RowStatistics,
+    *,
+    slab: Tensor | None,
+    allow_tf32: bool,
+) -> None:
+    """log softmax(x Wᵀ + b) at the target of each row, and what exponentials of the row are relative to.
 
     Args:
         input: x, (N, H), any strides.
         weight: W, (V, H), any strides, dtype of ``input``.
         bias: b, (V,), contiguous, or None.
         target: (N,), int64, contiguous; values outside [0, V) give a log-probability of −lse, to be masked.
+        statistics: Written.
+        slab: Filled with the exponentials of the first C columns, as `exponentials` would, (N, C), of `slab_dtype`; C
+            is V or a multiple of 256. None to store nothing.
         allow_tf32: Let float32 products run in TF32.
-
-    Returns:
-        Log-probabilities and log-sum-exps, both (N,), float64.
     """
     rows, vocabulary = input.shape[0], weight.shape[0]
-    blocks = _blocks(input, "statistics")
-    tiles = triton.cdiv(vocabulary, blocks.columns)
-    wide = accumulator_dtype(input.dtype)
-    tile_max = torch.empty((tiles, rows), dtype=wide, device=input.device)
-    tile_sum = torch.empty_like(tile_max)
-    target_logit = torch.zeros(rows, dtype=wide, device=input.device)
-    logsumexp = torch.empty(rows, dtype=torch.float64, device=input.device)
-    logps = torch.empty_like(logsumexp)
     if rows == 0:
-        return logps, logsumexp
-    tile_statistics_kernel[(triton.cdiv(rows, blocks.rows) * tiles,)](
+        return
+    wide = accumulator_dtype(input.dtype)
+    logit = torch.empty(rows, dtype=torch.float64, device=input.device)
+    target_shift = torch.empty(rows, dtype=wide, device=input.device)
+    block_rows = 64 if INTERPRETED else 8
+    target_logits_kernel[(triton.cdiv(rows, block_rows),)](
         input,
         weight,
         weight if bias is None else bias,
         target,
-        tile_max,
-        tile_sum,
-        target_logit,
+        logit,
+        target_shift,
         row_count=rows,
         vocabulary=vocabulary,
-        **_tile_options(input, weight, bias, blocks, allow_tf32),
+        hidden=input.shape[1],
+        stride_input_row=input.stride(0),
+        stride_input_hidden=input.stride(1),
+        stride_weight_row=weight.stride(0),
+        stride_weight_hidden=weight.stride(1),
+        HAS_BIAS=bias is not None,
+        BLOCK_ROWS=block_rows,
+        BLOCK_HIDDEN=256,
     )
+    width = _blocks(input, weight, slab).columns
+    tile_shift = torch.empty((triton.cdiv(vocabulary, width), rows), dtype=wide, device=input.device)
+    tile_sum = torch.empty_like(tile_shift)
+    stored = 0 if slab is None else slab.shape[1]
+    for columns, kept in (((0, stored), slab), ((stored, vocabulary), None)):
+        if columns[0] < columns[1]:
+            _launch_logits(
+                input,
+                weight,
+                bias,
+                target_shift,
+                columns,
+                allow_tf32=allow_tf32,
+                tile_shift=tile_shift,
+                tile_sum=tile_sum,
+                slab=kept,
+            )
     reduce_rows = 128 if INTERPRETED else 32
     reduce_tiles_kernel[(triton.cdiv(rows, reduce_rows),)](
-        tile_max,
+        tile_shift,
         tile_sum,
-        target_logit,
-        logsumexp,
-        logps,
+        logit,
+        target_shift,
+        statistics.logps,
+        statistics.shift,
+        statistics.factor,
         row_count=rows,
-        tile_count=tiles,
+        tile_count=tile_shift.shape[0],
+        TILE_RELATIVE=input.dtype == torch.float16,
+        SLAB_SCALE=slab_scale(input.dtype),
         BLOCK_ROWS=reduce_rows,
         BLOCK_TILES=32,
     )
-    return logps, logsumexp
+    if slab is not None:
+        _finish_slab(slab, target, statistics.shift, 0, width, tile_shift)
 
 
-def bias_partials(rows: int, weight: Tensor) -> Tensor:
-    """Where `probabilities` puts the bias gradient of each row tile, (row tiles, V), in the accumulator's dtype."""
-    blocks = _blocks(weight, "probabilities")
-    shape = (triton.cdiv(rows, blocks.rows), weight.shape[0])
-    return torch.empty(shape, dtype=accumulator_dtype(weight.dtype), device=weight.device)
-
-
-def probabilities(
+def exponentials(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    logsumexp: Tensor,
+    shift: Tensor,
     *,
     slab: Tensor,
-    slab_start: int,
-    coefficients: Tensor,
-    bias_sums: Tensor | None,
+    first_column: int,
     allow_tf32: bool,
 ) -> None:
-    """Fill ``slab`` with `slab_scale` · softmax(z_t)_v for the columns v from ``slab_start`` on, 0 at the targets.
+    """Fill ``slab`` with `slab_scale` · e_tv for the columns v from ``first_column`` on, 0 at the targets.
 
     Args:
-        input, weight, bias, target, allow_tf32: As for `token_logps`.
-        logsumexp: From `token_logps`, (N,), float64.
-        slab: (N, columns), of `slab_dtype`, rows of stride ``slab.stride(0)``.
-        slab_start: First vocabulary entry of the slab.
-        coefficients: c_t, (N,), accumulator's dtype; only ``bias_sums`` contains them.
-        bias_sums: From `bias_partials`, filled for the slab's columns with Σ_t c_t (1[v = y_t] − p_tv); None to skip.
+        input, weight, bias, target, allow_tf32: As for `row_statistics`.
+        shift: From there, (N,), float64.
+        slab: (N, columns), of `slab_dtype`, hidden stride 1.
+        first_column: First vocabulary entry of the slab.
     """
-    blocks = _blocks(input, "probabilities")
+    columns = (first_column, first_column + slab.shape[1])
+    _launch_logits(input, weight, bias, shift, columns, allow_tf32=allow_tf32, slab=slab)
+    _finish_slab(slab, target, shift, first_column, _blocks(input, weight, slab).columns, None)
+
+
+def _finish_slab(
+    slab: Tensor, target: Tensor, shift: Tensor, first_column: int, width: int, tile_shift: Tensor | None
+) -> None:
     rows, columns = slab.shape
-    probabilities_kernel[(triton.cdiv(rows, blocks.rows) * triton.cdiv(columns, blocks.columns),)](
-        input,
-        weight,
-        weight if bias is None else bias,
-        target,
-        logsumexp,
-        coefficients,
+    block_rows = 128 if INTERPRETED else 256
+    finish_slab_kernel[(triton.cdiv(rows, block_rows), triton.cdiv(columns, width))](
         slab,
-        slab if bias_sums is None else bias_sums,
+        target,
+        shift if tile_shift is None else tile_shift,
+        shift,
         row_count=rows,
-        vocabulary=weight.shape[0],
-        slab_start=slab_start,
-        slab_columns=columns,
+        first_column=first_column,
+        column_count=columns,
         stride_slab_row=slab.stride(0),
-        BIAS_GRADIENT=bias_sums is not None,
-        SLAB_SCALE=slab_scale(input.dtype),
-        **_tile_options(input, weight, bias, blocks, allow_tf32),
+        RELATIVE_TO_TILES=tile_shift is not None,
+        BLOCK_ROWS=block_rows,
+        BLOCK_COLUMNS=width,
+        ROWS_AT_A_TIME=128 if INTERPRETED else 32,
     )
 
 
-def add_target_terms(
-    grad_rows: Tensor, first_target: int, input: Tensor, coefficients: Tensor, targets: tuple[Tensor, Tensor]
-) -> None:
-    """``grad_rows[v − first_target] += Σ_{t: y_t = v} coefficients_t x_t``, deterministic.
+def count_targets(target: Tensor, vocabulary: int, ignore_index: int) -> Tensor:
+    """How many targets, int64, are unmasked, and how many of those are outside the vocabulary: (2,), int64."""
+    counts = torch.empty(2, dtype=torch.int64, device=target.device)
+    target = target.contiguous()
+    count_targets_kernel[(1,)](
+        target, counts, count=target.numel(), vocabulary=vocabulary, ignore_index=ignore_index, BLOCK=2048, num_warps=8
+    )
+    return counts
 
-    Args:
-        grad_rows: Rows of the weight's gradient from ``first_target`` on, (R, H), contiguous, accumulator's dtype.
-        first_target: The vocabulary entry of the first row.
-        input: x, (N, H), any strides.
-        coefficients: (N,), accumulator's dtype.
-        targets: `torch.sort` of the targets, (N,), int64, and where each came from; targets of other rows are left out.
-    """
-    rows, hidden = input.shape
-    if rows == 0:
-        return
-    in_order, order = targets
-    block_rows, block_hidden = (64, 256) if INTERPRETED else (32, 64)
-    add_target_terms_kernel[(triton.cdiv(rows, block_rows), triton.cdiv(hidden, block_hidden))](
-        grad_rows,
-        input,
-        coefficients,
-        in_order,
-        order,
+
+def column_sums(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_v w_v, (H,), and max |w|, a scalar; float64, not finite where the weight, (V, H), is not."""
+    rows, hidden = weight.shape
+    stretches, block_rows, block_hidden = (1, 1024, 256) if INTERPRETED else (64, 16, 256)
+    shape = (stretches, hidden)
+    sums = torch.empty(shape, dtype=torch.float64, device=weight.device)
+    largest = torch.empty_like(sums, dtype=accumulator_dtype(weight.dtype))
+    column_sums_kernel[(stretches, triton.cdiv(hidden, block_hidden))](
+        weight,
+        sums,
+        largest,
         row_count=rows,
-        first_target=first_target,
-        grad_rows=grad_rows.shape[0],
+        rows_each=triton.cdiv(rows, stretches),
         hidden=hidden,
-        stride_grad_row=grad_rows.stride(0),
-        stride_input_row=input.stride(0),
-        stride_input_hidden=input.stride(1),
-        ACCUMULATOR=_ACCUMULATORS[accumulator_dtype(input.dtype)],
+        stride_weight_row=weight.stride(0),
+        stride_weight_hidden=weight.stride(1),
         BLOCK_ROWS=block_rows,
         BLOCK_HIDDEN=block_hidden,
     )
+    return sums.sum(0), largest.amax().double()

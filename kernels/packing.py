@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from ktonum.errors import InputError
-
-__all__ = ["packed", "unmasked_rows"]
+__all__ = ["Packing", "capturing"]
 
 
-def unmasked_rows(target: Tensor, vocabulary: int, ignore_index: int, validate: bool, name: str) -> tuple[Tensor, int]:
-    """Flat indices of unmasked tokens first, (B·T,), and how many there are; synchronises with the device."""
-    flat = target.reshape(-1)
-    unmasked = flat != ignore_index
-    if flat.is_cuda and torch.cuda.is_current_stream_capturing():
-        if validate:
-            raise InputError(
-                "values cannot be validated while a CUDA graph is captured: pass validate=False, after a validated "
-                "run on the same inputs"
-            )
-        return torch.arange(flat.numel(), device=flat.device), flat.numel()
-    rows = torch.argsort(unmasked.logical_not(), stable=True)
-    count, outside = torch.stack([unmasked.sum(), (unmasked & ((flat < 0) | (flat >= vocabulary))).sum()]).tolist()
-    if validate and outside:
-        at = int((unmasked & ((flat < 0) | (flat >= vocabulary))).nonzero()[0])
-        raise InputError(
-            f"{name}[{at // target.shape[1]}, {at % target.shape[1]}] = {int(flat[at])} is outside the vocabulary "
-            f"[0, {vocabulary}) and is not ignore_index = {ignore_index}; mask the token or mend the target"
-        )
-    return rows, count
+def capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being captured, during which no number can be read off the device."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def packed(input: Tensor, target: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Hidden states and targets of the first ``count`` rows: (count, H) and (count,)."""
-    x, y = input.reshape(-1, input.shape[-1]), target.reshape(-1).contiguous()
-    if count == y.numel():
-        return x, y
-    return x.index_select(0, rows[:count]), y.index_select(0, rows[:count])
+@dataclass(frozen=True)
+class Packing:
+    """The unmasked tokens of (B, T) targets.
+
+    Attributes:
+        rows: Their flat indices first, in order, (B·T,), int64.
+        count: How many they are. While a CUDA graph is captured nothing is packed, and masked tokens are among them.
+    """
+
+    rows: Tensor
+    count: int
+
+    @classmethod
+    def of(cls, target: Tensor, ignore_index: int, count: int) -> Packing:
+        """Of targets of which ``count`` are unmasked."""
+        if count == target.numel():
+            return cls(torch.arange(count, device=target.device), count)
+        return cls(torch.argsort((target == ignore_index).reshape(-1), stable=True), count)
+
+    def pack(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states and targets of the first ``count`` rows: (count, H) and (count,)."""
+        x, y = input.reshape(-1, input.shape[-1]), target.reshape(-1).contiguous()
+        if self.count == y.numel():
+            return x, y
+        return x.index_select(0, self.rows[: self.count]), y.index_select(0, self.rows[: self.count])
+
+    def sum_by_sequence(self, values: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+        """Sums of the rows' ``values``, (count,), over each sequence's unmasked tokens: (B,)."""
+        if self.count < target.numel():
+            values = values.new_zeros(target.numel()).index_copy(0, self.rows[: self.count], values)
+        elif capturing(target):
+            values = torch.where(target.reshape(-1) != ignore_index, values, 0.0)
+        return values.view(target.shape).sum(1)

@@ -19,7 +19,7 @@ from ktonum.results import CheckResult, Verdict
 __all__ = ["Outcome", "available_cores", "run_session", "worker_count"]
 
 # Compiling kernels is most of a quick audit's time on a GPU, and runs on the host's cores.
-_QUICK_PER_GPU = 4
+_QUICK_PER_GPU = 8
 # Read by pytest from the environment, and none of the audit's business.
 _FOREIGN = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")
 

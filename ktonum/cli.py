@@ -88,6 +88,34 @@ def audit(
 
 
 @app.command()
+def bench(
+    case: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A case or a group of cases; repeatable [default: all]")
+    ] = None,
+    contender: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Repeatable [default: every one installed]")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Timed rounds of a case.")] = 8,
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the results as JSON.")] = None,
+    plot: Annotated[str | None, typer.Option(metavar="FILE", help="Draw time, memory and growth.")] = None,
+) -> None:
+    """Time, memory and errors of KTO losses on a GPU, beside the matrix products none can do without."""
+    import importlib
+
+    command = importlib.import_module("ktonum.kernels.benchmark_command")
+    request = command.BenchmarkRequest(tuple(case or ()), tuple(contender or ()), rounds, json, plot)
+    from ktonum.environment import describe_environment
+
+    raise typer.Exit(command.benchmark_command(request, describe_environment(_device_type())))
+
+
+def _device_type() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine has and lacks for audits. Exit status 1: an audit cannot run here."""
     from ktonum.doctor import examine

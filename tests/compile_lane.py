@@ -28,16 +28,25 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ktonum.kernels import launch
-from ktonum.kernels.block_sizes import Kernel, block_sizes
-from ktonum.kernels.gradient_kernels import add_target_terms_kernel, probabilities_kernel
-from ktonum.kernels.logsumexp_kernels import reduce_tiles_kernel, tile_statistics_kernel
+from ktonum.kernels import hardware
+from ktonum.kernels.block_sizes import WEIGHT_GRADIENT, block_sizes
+from ktonum.kernels.gradient_kernels import add_target_terms_kernel, bias_gradient_kernel, weight_gradient_kernel
+from ktonum.kernels.logits_kernels import logits_kernel
 from ktonum.kernels.products import accumulator_dtype
+from ktonum.kernels.row_kernels import (
+    column_sums_kernel,
+    count_targets_kernel,
+    finish_input_gradient_kernel,
+    finish_slab_kernel,
+    reduce_tiles_kernel,
+    scale_rows_kernel,
+    target_logits_kernel,
+)
 
 _POINTEES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 
-#: Pointer arithmetic on a two-dimensional tile of pointers by 32-bit offsets.
-NARROW_OFFSET = re.compile(r"tt\.addptr .*tensor<\d+x\d+x!tt\.ptr<\w+>>, tensor<\d+x\d+xi32>")
+#: Pointer arithmetic on a two-dimensional tile of pointers by 32-bit offsets, whose name is the group.
+NARROW_OFFSET = re.compile(r"tt\.addptr %[\w#]+, (%[\w#]+) .*tensor<\d+x\d+x!tt\.ptr<\w+>>, tensor<\d+x\d+xi32>")
 
 
 @dataclass(frozen=True)
@@ -61,65 +70,161 @@ class Variant:
         divisible = {
             (i,): [["tt.divisibility", 16]]
             for i, n in enumerate(self.kernel.arg_names)
-            if self.aligned and n not in constants and not self.kernel.params[i].do_not_specialize
+            if self.aligned
+            and n not in constants
+            and not self.kernel.params[i].do_not_specialize
+            and not signature[n].startswith("tensordesc")
         }
         return ASTSource(self.kernel, signature, constants, divisible)
 
 
-def tiles(dtype: torch.dtype, kernel: Kernel, capability: int) -> tuple[dict[str, Any], dict[str, int]]:
-    """Constants and options of a logits kernel, with the block sizes of the launcher."""
-    blocks = block_sizes(dtype, kernel, capability=divmod(capability, 10))
+def tiles(
+    dtype: torch.dtype, capability: int, descriptors: bool, stored: bool = True
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Constants and options of the logits kernel, with the block sizes of the launcher."""
+    blocks = block_sizes(dtype, capability=divmod(capability, 10), descriptors=descriptors, stored=stored)
     constants = {
+        "DESCRIPTORS": descriptors,
         "UPCAST": False,
-        "ACCUMULATOR": launch._ACCUMULATORS[accumulator_dtype(dtype)],
+        "ACCUMULATOR": hardware.ACCUMULATORS[accumulator_dtype(dtype)],
         "PRECISION": "ieee",
         "BLOCK_ROWS": blocks.rows,
         "BLOCK_COLUMNS": blocks.columns,
         "BLOCK_HIDDEN": blocks.hidden,
         "PROMOTE": blocks.promote,
         "GROUP": blocks.group,
+        "SLAB_SCALE": hardware.slab_scale(dtype),
     }
     return constants, {"num_warps": blocks.warps, "num_stages": blocks.stages}
 
 
+def descriptor(pointee: str, *block: int) -> str:
+    """The type of a tensor descriptor."""
+    return f"tensordesc<{pointee}{list(block)}>".replace(" ", "")
+
+
+def logits(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
+    """The logits kernel as a forward and as a backward launches it."""
+    pointee, accumulator = _POINTEES[dtype], _POINTEES[accumulator_dtype(dtype)]
+    shared = {"bias_ptr": f"*{pointee}", "scale": "fp32"}
+    shared |= {f"{n}_ptr": f"*{accumulator}" for n in ("shift", "tile_shift", "tile_sum")}
+    pointers = {n: f"*{pointee}" for n in ("input", "weight", "slab")}
+    # What a forward keeps for its backward is float64.
+    kept = {"shift_ptr": "*fp64"}
+    forward = {"STATISTICS": True, "STORE": True, "TILE_RELATIVE": dtype == torch.float16}
+    scored = forward | {"STORE": False, "TILE_RELATIVE": False}
+    backward = scored | {"STATISTICS": False, "STORE": True}
+    modes = {"statistics, stored": forward, "statistics": scored, "stored": backward}
+    for aligned in (True, False):
+        # Each branch is compiled once: with a bias where nothing is aligned, without one where everything is.
+        # Strided float16 differs from bfloat16 in nothing but the instructions' names.
+        if dtype == torch.float16 and not aligned:
+            continue
+        label = "aligned" if aligned else "strided, bias"
+        launched = {f"{label}, {mode}": constants for mode, constants in modes.items()}
+        if dtype == torch.float32 and aligned:
+            launched["aligned, tf32"] = scored | {"PRECISION": "tf32"}
+        for name, constants in launched.items():
+            tile, options = tiles(dtype, capability, descriptors=False, stored=constants["STORE"])
+            tile |= {"HAS_BIAS": not aligned, "EVEN_HIDDEN": aligned} | constants
+            given = shared | pointers | ({} if constants["STATISTICS"] else kept)
+            yield Variant(logits_kernel, dtype, given, tile, options, aligned, name)
+    if dtype.itemsize == 2 and capability >= 90:
+        for mode, constants in modes.items():
+            tile, options = tiles(dtype, capability, descriptors=True, stored=constants["STORE"])
+            rows, columns, hidden = (tile[f"BLOCK_{n}"] for n in ("ROWS", "COLUMNS", "HIDDEN"))
+            described = {
+                "input": descriptor(pointee, rows, hidden),
+                "weight": descriptor(pointee, columns, hidden),
+                "slab": descriptor(pointee, rows, columns // 2),
+            }
+            tile |= {"HAS_BIAS": False, "EVEN_HIDDEN": True} | constants
+            given = shared | described | ({} if constants["STATISTICS"] else kept)
+            yield Variant(logits_kernel, dtype, given, tile, options, True, f"descriptors, {mode}")
+
+
+def gradients(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
+    """The gradient kernels."""
+    wide = accumulator_dtype(dtype)
+    pointee, accumulator = _POINTEES[dtype], _POINTEES[wide]
+    sums = {f"{n}_ptr": f"*{accumulator}" for n in ("scale", "coefficient", "factor", "sum")}
+    indices = {f"{n}_ptr": "*i64" for n in ("target", "order", "bound", "place")}
+    shared = sums | indices | {f"{n}_ptr": f"*{pointee}" for n in ("input", "weight", "slab", "grad")}
+    targets = shared | {"grad_weight_ptr": f"*{accumulator}"}
+    constants = {"ACCUMULATOR": hardware.ACCUMULATORS[wide], "BLOCK_ROWS": 32, "BLOCK_HIDDEN": 64}
+    yield Variant(add_target_terms_kernel, dtype, targets, constants, {}, True, "aligned")
+    blocks = WEIGHT_GRADIENT
+    constants = {"BLOCK_ROWS": 64, "BLOCK_COLUMNS": blocks.columns}
+    yield Variant(bias_gradient_kernel, dtype, shared | {"grad_ptr": f"*{accumulator}"}, constants, {}, True, "aligned")
+    constants = {"BLOCK_ROWS": 4, "BLOCK_HIDDEN": 512}
+    yield Variant(finish_input_gradient_kernel, dtype, shared, constants, {}, True, "aligned")
+    if dtype.itemsize == 2 and capability >= 90:
+        described = {
+            "slab": descriptor(pointee, blocks.rows, blocks.columns),
+            "weighted_input": descriptor(pointee, blocks.rows, blocks.hidden),
+            "grad_rows": descriptor(pointee, blocks.columns, blocks.hidden // 2),
+        }
+        constants = {
+            "UPCAST": False,
+            "BLOCK_COLUMNS": blocks.columns,
+            "BLOCK_HIDDEN": blocks.hidden,
+            "BLOCK_ROWS": blocks.rows,
+            "BLOCK_TARGETS": 32,
+            "GROUP": blocks.group,
+        }
+        options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
+        yield Variant(weight_gradient_kernel, dtype, shared | described, constants, options, True, "descriptors")
+
+
+def rows(dtype: torch.dtype) -> Iterator[Variant]:
+    """The kernels that go row by row."""
+    pointee, accumulator = _POINTEES[dtype], _POINTEES[accumulator_dtype(dtype)]
+    doubles = {f"{n}_ptr": "*fp64" for n in ("logit", "target_logit", "token_logp", "row_shift", "row_factor")}
+    wide = {f"{n}_ptr": f"*{accumulator}" for n in ("shift", "tile_shift", "tile_sum")}
+    narrow = {f"{n}_ptr": f"*{pointee}" for n in ("input", "weight", "bias", "slab")}
+    pointers = doubles | wide | narrow | {"target_ptr": "*i64"}
+    constants: dict[str, Any] = {"HAS_BIAS": True, "BLOCK_ROWS": 8, "BLOCK_HIDDEN": 256}
+    yield Variant(target_logits_kernel, dtype, pointers, constants, {}, True, "aligned")
+    relative = {"TILE_RELATIVE": dtype == torch.float16, "SLAB_SCALE": hardware.slab_scale(dtype)}
+    yield Variant(
+        reduce_tiles_kernel, dtype, pointers, relative | {"BLOCK_ROWS": 32, "BLOCK_TILES": 32}, {}, True, "aligned"
+    )
+    width = block_sizes(dtype, descriptors=dtype.itemsize == 2).columns
+    constants = {"RELATIVE_TO_TILES": True, "BLOCK_ROWS": 256, "BLOCK_COLUMNS": width, "ROWS_AT_A_TIME": 32}
+    yield Variant(finish_slab_kernel, dtype, pointers, constants, {}, True, "aligned")
+    sums = pointers | {"sum_ptr": "*fp64", "largest_ptr": f"*{accumulator}"}
+    yield Variant(column_sums_kernel, dtype, sums, {"BLOCK_ROWS": 16, "BLOCK_HIDDEN": 256}, {}, True, "aligned")
+    scaled = pointers | {"factor_ptr": f"*{accumulator}", "scaled_ptr": f"*{pointee}"}
+    yield Variant(scale_rows_kernel, dtype, scaled, {"BLOCK_ROWS": 4, "BLOCK_HIDDEN": 512}, {}, True, "aligned")
+
+
 def variants(capability: int) -> Iterator[Variant]:
     """Every kernel in every dtype with the block sizes of the launcher."""
-    for dtype, pointee in _POINTEES.items():
-        wide = accumulator_dtype(dtype)
-        accumulator = _POINTEES[wide]
-        operands = {f"{n}_ptr": f"*{pointee}" for n in ("input", "weight", "bias")} | {"target_ptr": "*i64"}
-        forward = operands | {f"{n}_ptr": f"*{accumulator}" for n in ("tile_max", "tile_sum", "target_logit")}
-        backward = operands | {
-            "logsumexp_ptr": "*fp64",
-            "coefficient_ptr": f"*{accumulator}",
-            "slab_ptr": f"*{_POINTEES[launch.slab_dtype(dtype)]}",
-            "bias_partial_ptr": f"*{accumulator}",
-        }
-        tile, options = tiles(dtype, "statistics", capability)
-        backward_tile, backward_options = tiles(dtype, "probabilities", capability)
-        for aligned in (True, False):
-            # Each branch is compiled once: with a bias where nothing is aligned, without one where everything is.
-            # Strided float16 differs from bfloat16 in nothing but the instructions' names.
-            if dtype == torch.float16 and not aligned:
-                continue
-            bias = {"HAS_BIAS": not aligned, "EVEN_HIDDEN": aligned}
-            label = "aligned" if aligned else "strided, bias"
-            yield Variant(tile_statistics_kernel, dtype, forward, tile | bias, options, aligned, label)
-            if dtype == torch.float32 and aligned:
-                asked = tile | bias | {"PRECISION": "tf32"}
-                yield Variant(tile_statistics_kernel, dtype, forward, asked, options, aligned, "aligned, tf32")
-            gradient = backward_tile | bias | {"BIAS_GRADIENT": not aligned, "SLAB_SCALE": launch.slab_scale(dtype)}
-            yield Variant(probabilities_kernel, dtype, backward, gradient, backward_options, aligned, label)
-        targets = {"input_ptr": f"*{pointee}"} | {f"{n}_ptr": f"*{accumulator}" for n in ("grad_weight", "coefficient")}
-        targets |= {"target_ptr": "*i64", "order_ptr": "*i64"}
-        constants = {"ACCUMULATOR": launch._ACCUMULATORS[wide], "BLOCK_ROWS": 32, "BLOCK_HIDDEN": 64}
-        yield Variant(add_target_terms_kernel, dtype, targets, constants, {}, True, "aligned")
-        if dtype in (torch.float32, torch.float64):
-            reduce = {f"{n}_ptr": f"*{accumulator}" for n in ("tile_max", "tile_sum", "target_logit")}
-            reduce |= {"logsumexp_ptr": "*fp64", "token_logp_ptr": "*fp64"}
-            yield Variant(
-                reduce_tiles_kernel, dtype, reduce, {"BLOCK_ROWS": 32, "BLOCK_TILES": 32}, {}, True, "aligned"
-            )
+    for dtype in _POINTEES:
+        yield from logits(dtype, capability)
+        yield from gradients(dtype, capability)
+        yield from rows(dtype)
+    counts = {"target_ptr": "*i64", "count_ptr": "*i64"}
+    yield Variant(count_targets_kernel, torch.int64, counts, {"BLOCK": 2048}, {"num_warps": 8}, True, "aligned")
+
+
+def narrow_offsets(ttir: str) -> list[str]:
+    """Lines that add 32-bit products of indices and strides to pointers; a plain column index may have 32 bits."""
+    made = dict(re.findall(r"^\s*(%[\w#]+) = (.*)$", ttir, re.MULTILINE))
+
+    def is_product(name: str, seen: set[str]) -> bool:
+        if name.startswith("%stride_"):
+            return True
+        text = made.get(name, "")
+        if name in seen or re.search(r"\bto tensor<.*i64>|tt\.load", text):
+            return False
+        seen.add(name)
+        if text.startswith("arith.muli") and ": tensor<" in text:
+            return True
+        return any(is_product(operand, seen) for operand in re.findall(r"%[\w#]+", text))
+
+    found = (NARROW_OFFSET.search(line) for line in ttir.splitlines())
+    return [match.string.strip() for match in found if match and is_product(match[1], set())]
 
 
 def build(variant: Variant, capability: int) -> dict[str, Any]:
@@ -140,7 +245,7 @@ def build(variant: Variant, capability: int) -> dict[str, Any]:
         return found | {"error": f"{type(error).__name__}: {error}"[:2000]}
     ptx = compiled.asm["ptx"]
     # An offset into a matrix of tokens x hidden, vocabulary x hidden or a slab exceeds 32 bits at production dims.
-    narrow = [line for line in compiled.asm["ttir"].splitlines() if NARROW_OFFSET.search(line)]
+    narrow = narrow_offsets(compiled.asm["ttir"])
     registers = re.search(r"Used (\d+) registers", log.getvalue())
     spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", log.getvalue())
     return found | {

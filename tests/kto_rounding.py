@@ -225,7 +225,8 @@ def _gradient_spreads(
     if inputs.bias is not None:
         found["bias"] = rounded(
             residual.t() @ c_token,
-            exact.t() @ c_token**2 + (residual.abs().t() @ c_spread) ** 2,
+            # It adds up the slab's rounded entries, too, with c_t in the accumulator's dtype.
+            stored.t() @ c_token**2 + (residual.abs().t() @ c_spread) ** 2,
             rows,
             residual.abs().t() @ c_token.abs(),
         )

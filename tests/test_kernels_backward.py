@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from kto_gradients import PATHS, Work, hold_gradients, options_of
 from kto_inputs import (
     DIFFERENTIABLE,
     DIMS,
     DTYPES,
-    Outcome,
     Recipe,
     draw,
     given_names,
@@ -26,24 +23,9 @@ from kto_inputs import (
 from kto_rounding import objections, spreads
 from torch import Tensor
 
-from ktonum.kernels import launch, sequences
 from ktonum.kernels.formula import KTOConfig
-from ktonum.kernels.loss import FusedLinearKTOLoss, KernelOptions, fused_linear_kto_loss
+from ktonum.kernels.loss import FusedLinearKTOLoss, fused_linear_kto_loss
 from ktonum.kernels.validation import KTOInputs
-
-
-def hold_gradients(
-    inputs: KTOInputs, config: KTOConfig, upstream: Tensor | None = None, options: KernelOptions | None = None
-) -> Outcome:
-    """The gradients of the kernels are the oracle's within rounding, in the dtype and shape of what they belong to."""
-    actual = kernel_outcome(inputs, config, upstream=upstream, options=options)
-    expected = oracle_outcome(inputs, config, upstream=upstream)
-    spread = spreads(inputs, config, upstream)
-    assert actual.gradients.keys() == expected.gradients.keys()
-    for name, gradient in actual.gradients.items():
-        assert gradient.dtype == inputs.input.dtype
-        assert not (found := objections(gradient, expected.gradients[name], spread[name])), (name, found)
-    return actual
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -140,51 +122,29 @@ def test_many_tokens_of_one_target(token: int, dtype: torch.dtype, device: torch
     hold_gradients(inputs, KTOConfig())
 
 
-class Work:
-    """Counts what a backward computes."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls: Counter[str] = Counter()
-        self.rows: set[int] = set()
-        self.bias_sums = 0
-        for module, name in (
-            (sequences, "add_product"),
-            (sequences, "product"),
-            (launch, "add_target_terms"),
-            (launch, "probabilities"),
-            (launch, "bias_partials"),
-        ):
-            monkeypatch.setattr(module, name, self.counted(name, getattr(module, name)))
-
-    def counted(self, name: str, genuine: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **named: Any) -> Any:
-            self.calls[name] += 1
-            if name == "probabilities":
-                self.rows.add(arguments[0].shape[0])
-                self.bias_sums += named["bias_sums"] is not None
-            return genuine(*arguments, **named)
-
-        return call
-
-
 SUBSETS = [names for n in range(4) for names in itertools.combinations(DIFFERENTIABLE, n)]
 
 
+@pytest.mark.parametrize("path", PATHS[:2])
 @pytest.mark.parametrize("names", SUBSETS, ids=lambda names: "+".join(names) or "nothing")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("hidden", [19, 24], ids=["pointers", "descriptors"])
 def test_only_what_is_asked_for_is_computed(
-    names: tuple[str, ...], dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    hidden: int, names: tuple[str, ...], path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = draw(Recipe(dims=(3, 6, 19, 41), dtype=dtype, reference="model", kl="sequences"), device)
-    everything = kernel_outcome(inputs, KTOConfig()).gradients
+    inputs = draw(Recipe(dims=(3, 6, hidden, 41), dtype=torch.float16, reference="model", kl="sequences"), device)
+    options = options_of(path, inputs, monkeypatch)
+    everything = kernel_outcome(inputs, KTOConfig(), options=options).gradients
     work = Work(monkeypatch)
-    found = kernel_outcome(inputs, KTOConfig(), names=names).gradients
+    found = kernel_outcome(inputs, KTOConfig(), names=names, options=options).gradients
     assert found.keys() == set(names)
     assert all(torch.equal(g, everything[n]) for n, g in found.items())
-    assert work.calls["add_product"] == ("input" in names)
-    assert work.calls["product"] == work.calls["add_target_terms"] == ("weight" in names)
-    assert work.bias_sums == work.calls["bias_partials"] == ("bias" in names)
-    assert work.calls["probabilities"] == bool(names)
+    assert work.calls["add_product"] == work.calls["input_gradient"] == ("input" in names)
+    fused = hidden == 24
+    assert work.calls["_fused_weight_gradient"] == ("weight" in names and fused)
+    assert work.calls["product"] == work.calls["_add_target_terms"] == ("weight" in names and not fused)
+    assert work.calls["bias_gradient"] == ("bias" in names)
+    assert work.calls["exponentials"] == (bool(names) and path == "recomputed")
+    assert len(work.stored) == (bool(names) and path == "stored")
 
 
 def test_the_reference_and_kl_tensors_get_no_gradient(device: torch.device) -> None:
@@ -197,20 +157,14 @@ def test_the_reference_and_kl_tensors_get_no_gradient(device: torch.device) -> N
         assert {n for n in floating if getattr(inputs, n).grad is not None} == set(DIFFERENTIABLE)
 
 
-def test_masked_tokens_cost_no_backward_work(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = draw(Recipe(dims=(4, 10, 7, 11), masked=0.5), device)
+@pytest.mark.parametrize("path", PATHS)
+def test_masked_tokens_cost_no_backward_work(path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = draw(Recipe(dims=(4, 10, 7, 600), masked=0.5), device)
+    options = options_of(path, inputs, monkeypatch)
     work = Work(monkeypatch)
-    kernel_outcome(inputs, KTOConfig())
+    kernel_outcome(inputs, KTOConfig(), options=options)
+    assert work.calls["add_product"] and work.calls["product"] and work.calls["bias_gradient"]
     assert work.rows == {int((inputs.target != -100).sum())}
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_many_slabs_are_one_slab(dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = draw(Recipe(dims=(3, 7, 20, 513), dtype=dtype), device)
-    hold_gradients(inputs, KTOConfig())
-    work = Work(monkeypatch)
-    hold_gradients(inputs, KTOConfig(), options=KernelOptions(workspace=1))
-    assert work.calls["probabilities"] == 3
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -229,64 +183,6 @@ def test_inputs_are_left_unmodified(device: torch.device) -> None:
     for name, tensor in inputs.tensors().items():
         assert torch.equal(tensor.detach(), before[name])
         assert tensor._version == versions[name]
-
-
-def every_other(tensor: Tensor) -> Tensor:
-    """The same values at a stride of two in every dimension, NaN in between."""
-    if not tensor.is_floating_point():
-        filler = torch.full([2 * s for s in tensor.shape], True if tensor.dtype == torch.bool else 10**6)
-        wide = filler.to(tensor.dtype).to(tensor.device)
-    else:
-        wide = tensor.new_full([2 * s for s in tensor.shape], torch.nan)
-    view = wide[tuple(slice(1, None, 2) for _ in tensor.shape)]
-    view.copy_(tensor.detach())
-    return view
-
-
-def reversed_layout(tensor: Tensor) -> Tensor:
-    """The same values with the first dimension innermost: a transposed weight, hidden states by hidden unit."""
-    order = list(reversed(range(tensor.dim())))
-    return tensor.detach().permute(order).contiguous().permute(order)
-
-
-def offset(tensor: Tensor) -> Tensor:
-    """The same values one element into a storage, where no vector load is aligned."""
-    storage = tensor.new_empty(tensor.numel() + 1)
-    return storage[1:].view(tensor.shape).copy_(tensor.detach())
-
-
-@pytest.mark.parametrize("layout", [every_other, reversed_layout, offset])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_any_strides(layout: Callable[[Tensor], Tensor], dtype: torch.dtype, device: torch.device) -> None:
-    recipe = Recipe(dims=(3, 5, 37, 300), dtype=dtype, reference="model", kl="sequences")
-    plain = draw(recipe, device)
-    strided = mapped(plain, lambda t: layout(t) if t.dim() else t)
-    assert strided.input.storage_offset() or not strided.input.is_contiguous()
-    expected = kernel_outcome(plain, KTOConfig(), names=())
-    assert not objections(
-        kernel_outcome(strided, KTOConfig(), names=()).loss, expected.loss, spreads(plain, KTOConfig())["loss"]
-    )
-    hold_gradients(strided, KTOConfig())
-
-
-def test_expanded_inputs(device: torch.device) -> None:
-    """Strides of 0: one sequence for the whole batch, one bias for the whole vocabulary."""
-    inputs = draw(Recipe(dims=(3, 5, 19, 41)), device)
-    assert inputs.bias is not None
-    one, bias = inputs.input[:1].clone().requires_grad_(), inputs.bias[:1].clone().requires_grad_()
-    expanded = replace(inputs, input=one.expand(3, -1, -1), bias=bias.expand(41))
-    loss, _ = fused_linear_kto_loss(expanded)
-    found = torch.autograd.grad(loss, (one, bias))
-    config = KTOConfig()
-    expected, spread = oracle_outcome(expanded, config), spreads(expanded, config)
-    # Autograd sums an expanded tensor's gradient: the spreads of its terms add up in the square.
-    for gradient, name in zip(found, ("input", "bias"), strict=True):
-        total = expected.gradients[name].sum(0, keepdim=True)
-        # The sum rounds as well, once for each of its terms at most.
-        size = expected.gradients[name].abs().sum(0, keepdim=True)
-        terms = expected.gradients[name].shape[0]
-        bound = (spread[name].square().sum(0, keepdim=True) + terms * (2.0**-53 * size) ** 2).sqrt()
-        assert not objections(gradient, total, bound), name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -344,12 +240,17 @@ def test_compiled_in_one_graph(parameters: dict[str, Any], device: torch.device)
     assert all(torch.equal(eager, compiled) for eager, compiled in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("workspace", [2**20, 1], ids=["stored", "recomputed"])
 @pytest.mark.parametrize("names", [("input",), ("weight", "bias"), DIFFERENTIABLE], ids="+".join)
-def test_the_custom_operators_are_registered_rightly(names: tuple[str, ...], device: torch.device) -> None:
+def test_the_custom_operators_are_registered_rightly(
+    names: tuple[str, ...], workspace: int, device: torch.device
+) -> None:
     """Schema, fake implementation, autograd and compilation of each operator agree with what it does."""
-    inputs = tracked(draw(Recipe(dims=(2, 3, 7, 11)), device), names)
-    arguments = (inputs.input, inputs.weight, inputs.bias, inputs.target, -100, False, True, False, True, 2**20)
-    call = (*arguments, "input weight bias target")
+    inputs = tracked(draw(Recipe(dims=(2, 3, 7, 11), reference="model", kl="sequences"), device), names)
+    others = (inputs.ref_input, inputs.ref_weight, inputs.ref_bias)
+    others += (inputs.kl_input, inputs.kl_target, inputs.kl_ref_input)
+    options = (-100, False, False, True, True, workspace)
+    call = (inputs.input, inputs.weight, inputs.bias, inputs.target, *others, *options)
     # `test_aot_dispatch_dynamic` would feed outputs that are not differentiable with gradients; compilation is above.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.ktonum.sequence_logps.default, call, test_utils=tests)
@@ -361,53 +262,6 @@ def test_a_second_derivative_is_refused_clearly(device: torch.device) -> None:
     (gradient,) = torch.autograd.grad(loss, inputs.input, create_graph=True)
     with pytest.raises(NotImplementedError, match="no second derivative.*use.*ReferenceKTOLoss"):
         gradient.sum().backward()
-
-
-def tiny_probabilities(device: torch.device) -> KTOInputs:
-    """511 classes of probability 2.5e-8 each, whose gradients add up to 0.013: in float16 each would be 0."""
-    vocabulary = 512
-    weight = torch.zeros(vocabulary, 2, dtype=torch.float16, device=device)
-    weight[1:, 0], weight[1:, 1] = -17.5, 1000.0
-    return KTOInputs(
-        input=torch.tensor([[[1.0, 0.0]]], dtype=torch.float16, device=device),
-        weight=weight,
-        target=torch.zeros(1, 1, dtype=torch.int64, device=device),
-        preference_labels=torch.ones(1, dtype=torch.bool, device=device),
-    )
-
-
-def tiny_coefficients(device: torch.device) -> KTOInputs:
-    """A loss whose share in each log-probability is 1e-7, where float16 has but one digit, on large hidden states."""
-    inputs = draw(Recipe(dims=(2, 6, 16, 41), dtype=torch.float16, masked=0.0), device)
-    with torch.no_grad():
-        inputs.input.mul_(2.0**11)
-        inputs.weight.mul_(2.0**-11)
-    return inputs
-
-
-def test_probabilities_that_float16_cannot_hold(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs, config = tiny_probabilities(device), KTOConfig(beta=4.0)
-    actual = hold_gradients(inputs, config)
-    assert 0.01 < abs(float(actual.gradients["input"][0, 0, 1])) < 0.02
-    # And the comparison sees it where they are stored as they are.
-    monkeypatch.setattr(launch, "slab_scale", lambda dtype: 1.0)
-    naive = kernel_outcome(inputs, config)
-    expected, spread = oracle_outcome(inputs, config), spreads(inputs, config)
-    assert objections(naive.gradients["input"], expected.gradients["input"], spread["input"])
-
-
-def test_coefficients_that_float16_cannot_hold(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs, config = tiny_coefficients(device), KTOConfig(beta=8e-7)
-    hold_gradients(inputs, config)
-
-    def naive(x: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        rounded = x * coefficients.to(x.dtype).unsqueeze(1)
-        return rounded, torch.tensor(1.0 / launch.slab_scale(x.dtype), device=x.device)
-
-    monkeypatch.setattr(sequences, "_weighted", naive)
-    found = kernel_outcome(inputs, config)
-    expected, spread = oracle_outcome(inputs, config), spreads(inputs, config)
-    assert objections(found.gradients["weight"], expected.gradients["weight"], spread["weight"])
 
 
 #: The least relative error of a whole gradient that the comparison has to notice.
@@ -436,23 +290,3 @@ def test_the_comparison_flags_planted_faults(name: str, dtype: torch.dtype, devi
         planted = right.flatten().clone()
         planted[at] = wrong
         assert objections(planted.view(right.shape), expected, spread)
-
-
-@pytest.mark.parametrize("fault", ["the last row", "the last column", "the targets"])
-def test_planted_kernel_faults_are_flagged(fault: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mistakes a kernel could make, rather than noise: even in bfloat16, the coarsest, they stand out."""
-    inputs, config = draw(Recipe(dims=(4, 9, 37, 257), dtype=torch.bfloat16, reference="model"), device), KTOConfig()
-    genuine = launch.probabilities
-
-    def faulty(x: Tensor, w: Tensor, b: Tensor | None, y: Tensor, lse: Tensor, *, slab: Tensor, **rest: Any) -> None:
-        genuine(x, w, b, y, lse, slab=slab, **rest)
-        if fault == "the last row":
-            slab[-1] = 0.0
-        elif fault == "the last column":
-            slab[:, -1] = slab[:, -2]
-        else:
-            slab[torch.arange(len(y)), y] += 0.02
-
-    monkeypatch.setattr(launch, "probabilities", faulty)
-    found, expected, spread = kernel_outcome(inputs, config), oracle_outcome(inputs, config), spreads(inputs, config)
-    assert objections(found.gradients["weight"], expected.gradients["weight"], spread["weight"])

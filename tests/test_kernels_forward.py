@@ -10,7 +10,7 @@ from kto_inputs import DIFFERENTIABLE, DIMS, DTYPES, Recipe, draw, kernel_outcom
 from kto_rounding import objections, spreads
 from torch import Tensor
 
-from ktonum.kernels import FusedLinearKTOLoss, ReferenceKTOLoss, launch
+from ktonum.kernels import FusedLinearKTOLoss, ReferenceKTOLoss, launch, launch_gradients
 from ktonum.kernels.formula import METRICS, KTOConfig
 from ktonum.kernels.loss import KernelOptions, fused_linear_kto_loss
 from ktonum.kernels.validation import KTOInputs
@@ -143,32 +143,39 @@ def test_ligers_own_arguments_change_nothing(device: torch.device) -> None:
     assert torch.equal(plain, other)
 
 
-def test_no_gradients_are_prepared_under_no_grad(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_gradients_are_computed_in_a_forward(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it may keep for them is in test_kernels_slabs.py."""
+
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a backward kernel ran")
 
-    monkeypatch.setattr(launch, "probabilities", never)
+    monkeypatch.setattr(launch, "exponentials", never)
+    for name in ("weight_gradient", "bias_gradient", "input_gradient"):
+        monkeypatch.setattr(launch_gradients, name, never)
     inputs = tracked(draw(Recipe(), device))
     with torch.no_grad():
         loss, metrics = fused_linear_kto_loss(inputs, KTOConfig())
     assert not loss.requires_grad
-    loss, metrics = fused_linear_kto_loss(inputs, KTOConfig())
-    assert loss.requires_grad
-    assert not any(m.requires_grad for m in metrics)
+    for workspace in (2**20, 1):
+        loss, metrics = fused_linear_kto_loss(inputs, KTOConfig(), KernelOptions(workspace=workspace))
+        assert loss.requires_grad
+        assert not any(m.requires_grad for m in metrics)
+    with pytest.raises(AssertionError, match="a backward kernel ran"):
+        loss.backward()  # type: ignore[no-untyped-call]
 
 
 class RowCounter:
-    """Stands in for ``launch.token_logps`` and notes how many rows each call hands to the kernels."""
+    """Stands in for ``launch.row_statistics`` and notes how many rows each call hands to the kernels."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: list[int] = []
-        genuine = launch.token_logps
+        genuine = launch.row_statistics
 
-        def counted(input: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        def counted(input: Tensor, *rest: Any, **named: Any) -> None:
             self.rows.append(input.shape[0])
-            return genuine(input, *rest, **named)
+            genuine(input, *rest, **named)
 
-        monkeypatch.setattr(launch, "token_logps", counted)
+        monkeypatch.setattr(launch, "row_statistics", counted)
 
 
 def test_masked_tokens_cost_no_forward_work(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,13 +229,15 @@ def test_the_comparison_flags_planted_faults(dtype: torch.dtype, device: torch.d
 def test_the_wrong_ops_are_told_apart(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss that rounds logits to the inputs' dtype, as published ones do, is not within the kernels' bound."""
     inputs = draw(Recipe(dims=(3, 40, 64, 127), dtype=torch.bfloat16, reference="model"), device)
-    genuine = launch.token_logps
+    genuine = launch.row_statistics
 
-    def rounding(x: Tensor, w: Tensor, b: Tensor | None, y: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
-        _, lse = genuine(x, w, b, y, allow_tf32=False)
+    def rounding(
+        x: Tensor, w: Tensor, b: Tensor | None, y: Tensor, statistics: launch.RowStatistics, **named: Any
+    ) -> None:
+        genuine(x, w, b, y, statistics, **named)
         z = torch.nn.functional.linear(x, w, b).double()
-        return z.gather(1, y[:, None])[:, 0] - z.logsumexp(1), lse
+        statistics.logps.copy_(z.gather(1, y[:, None])[:, 0] - z.logsumexp(1))
 
-    monkeypatch.setattr(launch, "token_logps", rounding)
+    monkeypatch.setattr(launch, "row_statistics", rounding)
     actual, expected = kernel_outcome(inputs, KTOConfig(), names=()), oracle_outcome(inputs, KTOConfig(), names=())
     assert flagged(actual.loss, expected.loss, spreads(inputs, KTOConfig())["loss"])

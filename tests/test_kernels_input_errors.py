@@ -16,7 +16,7 @@ from kto_inputs import Recipe, draw, mapped, oracle_outcome, tracked
 from torch import Tensor
 
 from ktonum.errors import InputError
-from ktonum.kernels import FusedLinearKTOLoss, fused_linear_kto_loss, launch
+from ktonum.kernels import FusedLinearKTOLoss, fused_linear_kto_loss, hardware
 from ktonum.kernels.formula import KTOConfig
 from ktonum.kernels.loss import KernelOptions
 from ktonum.kernels.validation import KTOInputs
@@ -343,7 +343,7 @@ def test_inputs_survive_an_error(device: torch.device) -> None:
 
 
 def test_float64_on_a_triton_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_TRITON", (3, 4))
+    monkeypatch.setattr(hardware, "_TRITON", (3, 4))
     with pytest.raises(InputError, match=r"float64.*Triton 3\.5"):
-        launch.check_support(torch.device("cuda"), torch.float64)
-    launch.check_support(torch.device("cuda"), torch.float32)
+        hardware.check_support(torch.device("cuda"), torch.float64)
+    hardware.check_support(torch.device("cuda"), torch.float32)

@@ -1,0 +1,197 @@
+"""`ktonum bench`: time, memory and error of KTO losses beside the matrix products that none can do without.
+
+All contenders of a case are timed in turn, round after round, and a contender's figure is the median over rounds of its
+time divided by the limit's in the same round: a GPU that grows warm slows both alike. (Measured one after the other on
+an H100, the same product took 12.8 ms first and 13.4 ms a minute later.)
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ktonum.kernels.benchmark_cases import BenchmarkCase, draw_inputs
+from ktonum.kernels.benchmark_contenders import LIMIT, Contender, Loss, contenders, limit
+from ktonum.kernels.formula import KTOConfig
+from ktonum.kernels.reference import reference_kto_loss
+from ktonum.kernels.validation import KTOInputs
+
+__all__ = ["Errors", "Measured", "errors_against", "float64_oracle", "measure_case"]
+
+_DIFFERENTIABLE = ("input", "weight")
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Against the float64 oracle on the same values.
+
+    Attributes:
+        loss: |error| / |loss|.
+        gradient: ‖error‖ / ‖gradient‖, the larger of hidden states' and head's.
+        bias: ⟨error, gradient⟩ / ⟨gradient, gradient⟩, the larger in magnitude.
+    """
+
+    loss: float
+    gradient: float
+    bias: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One contender on one case.
+
+    Attributes:
+        contender: Its name, `LIMIT` for the bare products.
+        milliseconds: Forward and backward, median over rounds; None if it did not run.
+        ratio: Median over rounds of its time over the limit's.
+        spread: Largest less smallest ratio over rounds.
+        peak_bytes: Peak allocated memory beyond the inputs, gradients included; None for the limit.
+        errors: None where not asked for.
+        problem: Why it did not run, empty if it did.
+    """
+
+    contender: str
+    milliseconds: float | None = None
+    ratio: float | None = None
+    spread: float | None = None
+    peak_bytes: int | None = None
+    errors: Errors | None = None
+    problem: str = ""
+
+
+def measure_case(
+    case: BenchmarkCase, *, device: torch.device, rounds: int, names: Sequence[str] = ()
+) -> tuple[Measured, ...]:
+    """The limit and every contender that is installed, or those of ``names``, on one case.
+
+    A contender that fails (out of memory, an exception of its own) is reported with its reason; the others go on.
+    """
+    inputs = draw_inputs(case, device)
+    with torch.cuda.device(device):
+        oracle = float64_oracle(inputs) if case.errors else None
+        runs: dict[str, Callable[[], None]] = {LIMIT: limit(inputs)}
+        found: dict[str, Measured] = {LIMIT: Measured(LIMIT)}
+        for contender in contenders():
+            if contender.name not in (names or case.contenders or (contender.name,)):
+                continue
+            found[contender.name] = _first_run(contender, case, inputs, oracle)
+            if not found[contender.name].problem:
+                runs[contender.name] = _step(contender.make(), inputs)
+        del oracle
+        return tuple(_timed(found, runs, rounds))
+
+
+def _first_run(
+    contender: Contender, case: BenchmarkCase, inputs: KTOInputs, oracle: dict[str, Tensor] | None
+) -> Measured:
+    """Memory and errors; compiles whatever is to be compiled."""
+    measured = Measured(contender.name)
+    if contender.version is None:
+        return replace(measured, problem=f"{contender.package} is not installed")
+    if case.kl_sequences and not contender.kl_sequences:
+        return replace(measured, problem="takes no KL sequences")
+    try:
+        loss = contender.make()
+        step = _step(loss, inputs)
+        step()
+        with _gradients_freed(inputs):
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            step()
+            measured = replace(measured, peak_bytes=torch.cuda.max_memory_allocated() - before)
+        if oracle is not None:
+            measured = replace(measured, errors=errors_against(oracle, loss, inputs))
+    except Exception as error:  # Whatever a published loss raises is a line of the table, not its end.
+        measured = replace(measured, problem=f"{type(error).__name__}: {str(error).splitlines()[0][:120]}")
+    with _gradients_freed(inputs):
+        pass
+    return measured
+
+
+@contextmanager
+def _gradients_freed(inputs: KTOInputs) -> Iterator[None]:
+    for name in _DIFFERENTIABLE:
+        getattr(inputs, name).grad = None
+    gc.collect()
+    torch.cuda.empty_cache()
+    yield
+    for name in _DIFFERENTIABLE:
+        getattr(inputs, name).grad = None
+
+
+def _step(loss: Loss, inputs: KTOInputs) -> Callable[[], None]:
+    """Forward and backward, as a training step does them."""
+
+    def step() -> None:
+        for name in _DIFFERENTIABLE:
+            getattr(inputs, name).grad = None
+        loss(inputs).backward()  # type: ignore[no-untyped-call]
+
+    return step
+
+
+def _timed(found: dict[str, Measured], runs: dict[str, Callable[[], None]], rounds: int) -> Iterator[Measured]:
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
+            start.record()
+            try:
+                run()
+            except torch.cuda.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                found[name] = replace(found[name], problem="out of memory beside the limit's own buffer")
+            stop.record()
+            torch.cuda.synchronize()
+            # The first round warms up.
+            if turn:
+                times[name].append(start.elapsed_time(stop))
+    for name, measured in found.items():
+        if name not in times or measured.problem:
+            yield measured
+            continue
+        ratios = [own / base for own, base in zip(times[name], times[LIMIT], strict=True)]
+        yield replace(
+            measured,
+            milliseconds=statistics.median(times[name]),
+            ratio=statistics.median(ratios),
+            spread=max(ratios) - min(ratios),
+        )
+
+
+def float64_oracle(inputs: KTOInputs) -> dict[str, Tensor]:
+    """Loss and gradients in float64, from the very values that the contenders see."""
+    tensors = {k: v.detach().double() if v.is_floating_point() else v for k, v in inputs.tensors().items()}
+    for name in _DIFFERENTIABLE:
+        tensors[name].requires_grad_()
+    loss, _ = reference_kto_loss(KTOInputs(**tensors), KTOConfig())
+    gradients = torch.autograd.grad(loss, [tensors[name] for name in _DIFFERENTIABLE])
+    return {"loss": loss.detach(), **dict(zip(_DIFFERENTIABLE, gradients, strict=True))}
+
+
+def errors_against(oracle: dict[str, Tensor], loss: Loss, inputs: KTOInputs) -> Errors:
+    """Of a loss' value and gradients, against what `float64_oracle` gave for the inputs."""
+    value = loss(inputs)
+    gradients = torch.autograd.grad(value, [getattr(inputs, name) for name in _DIFFERENTIABLE])
+    norms, biases = [], []
+    for name, gradient in zip(_DIFFERENTIABLE, gradients, strict=True):
+        squares = error_squares = projection = 0.0
+        # By stretches: the head's gradient in float64 twice over would be 10 GB more.
+        flat, exact = gradient.flatten(0, -2), oracle[name].flatten(0, -2)
+        for first in range(0, len(flat), 8192):
+            expected = exact[first : first + 8192]
+            error = flat[first : first + 8192].double() - expected
+            squares += float(expected.square().sum())
+            error_squares += float(error.square().sum())
+            projection += float((error * expected).sum())
+        norms.append((error_squares / squares) ** 0.5)
+        biases.append(projection / squares)
+    off = abs(float(value.detach().double() - oracle["loss"]) / float(oracle["loss"]))
+    return Errors(off, max(norms), max(biases, key=abs))

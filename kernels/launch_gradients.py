@@ -1,0 +1,234 @@
+"""Launching the gradient kernels on plain tensors: a slab of exponentials, hidden states, the head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ktonum.kernels.block_sizes import WEIGHT_GRADIENT
+from ktonum.kernels.gradient_kernels import add_target_terms_kernel, bias_gradient_kernel, weight_gradient_kernel
+from ktonum.kernels.hardware import ACCUMULATORS, INTERPRETED, programs, serves_descriptors
+from ktonum.kernels.products import accumulator_dtype, product
+from ktonum.kernels.row_kernels import finish_input_gradient_kernel, scale_rows_kernel
+
+__all__ = ["Rows", "Slab", "SortedTargets", "bias_gradient", "input_gradient", "scaled_rows", "weight_gradient"]
+
+# Rows of the weight's gradient that exist in the accumulator's dtype at a time: 128 MiB at hidden size 4096.
+_WIDE_ROWS = 8192
+# Vocabulary entries that share a bound of `SortedTargets`.
+_STRETCH = WEIGHT_GRADIENT.columns
+
+
+@dataclass(frozen=True)
+class SortedTargets:
+    """The rows by target, so that sums over the rows of one target need no atomics.
+
+    Attributes:
+        target: Sorted, (N,), int64.
+        order: The row that each came from, (N,), int64; rows of one target in their own order.
+        bounds: Where the targets of each stretch of the vocabulary begin, and where the last ends.
+    """
+
+    target: Tensor
+    order: Tensor
+    bounds: Tensor
+
+    @classmethod
+    def of(cls, target: Tensor, vocabulary: int) -> SortedTargets:
+        """Sort ``target``, (N,)."""
+        in_order, order = torch.sort(target, stable=True)
+        edges = torch.arange(triton.cdiv(vocabulary, _STRETCH) + 1, device=target.device) * _STRETCH
+        return cls(in_order, order, torch.searchsorted(in_order, edges.clamp(max=vocabulary)))
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Exponentials of some vocabulary entries.
+
+    Attributes:
+        exponentials: e_tv, 0 at the targets, (N, columns), dtype of the hidden states.
+        first_column: The vocabulary entry of the first column, a multiple of 256.
+    """
+
+    exponentials: Tensor
+    first_column: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the gradients need of each token.
+
+    Attributes:
+        input: x, (N, H), any strides.
+        target: y, (N,), int64, contiguous.
+        targets: The rows by target.
+        at_target: a_t = c_t (1 − p_{t,y_t}), (N,), accumulator's dtype.
+        elsewhere: −f_t c_t, the factor of e_tv at v ≠ y_t, (N,), accumulator's dtype.
+    """
+
+    input: Tensor
+    target: Tensor
+    targets: SortedTargets
+    at_target: Tensor
+    elsewhere: Tensor
+
+
+def weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_input: Tensor, scale: Tensor) -> None:
+    """``grad_rows_v = scale Σ_t e_tv weighted_input_t + Σ_{t: y_t = v} a_t x_t``, rounded once.
+
+    Args:
+        grad_rows: The slab's rows of the weight's gradient, (columns, H), contiguous.
+        slab, rows: See there.
+        weighted_input: −f_t c_t x_t / scale in the hidden states' dtype, (N, H), contiguous.
+        scale: A scalar in the accumulator's dtype.
+    """
+    e, x = slab.exponentials, rows.input
+    if e.shape[0] and serves_descriptors(e, weighted_input, grad_rows) and x.stride(1) == 1:
+        _fused_weight_gradient(grad_rows, slab, rows, weighted_input, scale)
+        return
+    for start in range(0, e.shape[1], _WIDE_ROWS):
+        # Complete in the accumulator's dtype, so that it is rounded once: rounding the product before the targets'
+        # terms are added doubled the error of float16's subnormal gradients.
+        total = product(e[:, start : start + _WIDE_ROWS].t(), weighted_input)
+        total *= scale
+        _add_target_terms(total, slab.first_column + start, rows)
+        grad_rows[start : start + _WIDE_ROWS] = total
+
+
+def _fused_weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_input: Tensor, scale: Tensor) -> None:
+    (count, columns), hidden = slab.exponentials.shape, grad_rows.shape[1]
+    blocks = WEIGHT_GRADIENT
+    tiles = triton.cdiv(columns, blocks.columns) * triton.cdiv(hidden, blocks.hidden)
+    # The interpreter truncates on a cast to bfloat16.
+    written = torch.empty_like(grad_rows, dtype=scale.dtype) if INTERPRETED else grad_rows
+    weight_gradient_kernel[(programs(grad_rows.device, tiles, persistent=True),)](
+        TensorDescriptor.from_tensor(slab.exponentials, [blocks.rows, blocks.columns]),
+        TensorDescriptor.from_tensor(weighted_input, [blocks.rows, blocks.hidden]),
+        # Half a tile's hidden entries, as the kernel stores them.
+        TensorDescriptor.from_tensor(written, [blocks.columns, blocks.hidden // 2]),
+        scale,
+        rows.input,
+        rows.at_target,
+        rows.targets.target,
+        rows.targets.order,
+        rows.targets.bounds,
+        row_count=count,
+        column_count=columns,
+        first_column=slab.first_column,
+        hidden=hidden,
+        stride_input_row=rows.input.stride(0),
+        UPCAST=INTERPRETED,
+        BLOCK_COLUMNS=blocks.columns,
+        BLOCK_HIDDEN=blocks.hidden,
+        BLOCK_ROWS=blocks.rows,
+        BLOCK_TARGETS=32,
+        GROUP=blocks.group,
+        num_warps=blocks.warps,
+        num_stages=blocks.stages,
+    )
+    if written is not grad_rows:
+        grad_rows.copy_(written)
+
+
+def _add_target_terms(grad_rows: Tensor, first_target: int, rows: Rows) -> None:
+    """``grad_rows[v − first_target] += Σ_{t: y_t = v} a_t x_t``; (R, H), contiguous, accumulator's dtype."""
+    count, hidden = rows.input.shape
+    if count == 0:
+        return
+    block_rows, block_hidden = (64, 256) if INTERPRETED else (32, 64)
+    add_target_terms_kernel[(triton.cdiv(count, block_rows), triton.cdiv(hidden, block_hidden))](
+        grad_rows,
+        rows.input,
+        rows.at_target,
+        rows.targets.target,
+        rows.targets.order,
+        row_count=count,
+        first_target=first_target,
+        grad_rows=grad_rows.shape[0],
+        hidden=hidden,
+        stride_grad_row=grad_rows.stride(0),
+        stride_input_row=rows.input.stride(0),
+        stride_input_hidden=rows.input.stride(1),
+        ACCUMULATOR=ACCUMULATORS[accumulator_dtype(rows.input.dtype)],
+        BLOCK_ROWS=block_rows,
+        BLOCK_HIDDEN=block_hidden,
+    )
+
+
+def bias_gradient(grad_rows: Tensor, slab: Slab, rows: Rows) -> None:
+    """``grad_rows_v = Σ_t −f_t c_t e_tv + Σ_{t: y_t = v} a_t``; (columns,), accumulator's dtype."""
+    count, columns = slab.exponentials.shape
+    bias_gradient_kernel[(triton.cdiv(columns, _STRETCH),)](
+        slab.exponentials,
+        rows.elsewhere,
+        rows.at_target,
+        rows.targets.target,
+        rows.targets.order,
+        rows.targets.bounds,
+        grad_rows,
+        row_count=count,
+        column_count=columns,
+        first_column=slab.first_column,
+        stride_slab_row=slab.exponentials.stride(0),
+        BLOCK_ROWS=64,
+        BLOCK_COLUMNS=_STRETCH,
+    )
+
+
+def input_gradient(grad: Tensor, places: Tensor, sums: Tensor, weight: Tensor, rows: Rows) -> None:
+    """``grad[places_t] = −f_t c_t sums_t + a_t w_{y_t}``, rounded once.
+
+    Args:
+        grad: (all tokens, H), contiguous.
+        places: Which row of ``grad`` each row belongs to, (N,), int64.
+        sums: Σ_v e_tv w_v, (N, H), contiguous, accumulator's dtype.
+        weight: (V, H), any strides.
+        rows: See there.
+    """
+    count, hidden = sums.shape
+    block_rows, block_hidden = (64, 256) if INTERPRETED else (4, 512)
+    # The interpreter truncates on a cast to bfloat16.
+    written = torch.zeros_like(grad, dtype=sums.dtype) if INTERPRETED else grad
+    finish_input_gradient_kernel[(triton.cdiv(count, block_rows), triton.cdiv(hidden, block_hidden))](
+        sums,
+        rows.elsewhere,
+        rows.at_target,
+        rows.target,
+        places,
+        weight,
+        written,
+        row_count=count,
+        vocabulary=weight.shape[0],
+        hidden=hidden,
+        stride_weight_row=weight.stride(0),
+        stride_weight_hidden=weight.stride(1),
+        BLOCK_ROWS=block_rows,
+        BLOCK_HIDDEN=block_hidden,
+    )
+    if written is not grad:
+        grad.copy_(written)
+
+
+def scaled_rows(input: Tensor, factors: Tensor) -> Tensor:
+    """``factors_t x_t`` rounded once to x's dtype, (N, H), contiguous; x (N, H), any strides; factors (N,), wide."""
+    rows, hidden = input.shape
+    dtype = factors.dtype if INTERPRETED else input.dtype  # the interpreter truncates on a cast to bfloat16
+    scaled = torch.empty(rows, hidden, dtype=dtype, device=input.device)
+    block_rows, block_hidden = (64, 256) if INTERPRETED else (4, 512)
+    if rows:
+        scale_rows_kernel[(triton.cdiv(rows, block_rows), triton.cdiv(hidden, block_hidden))](
+            input,
+            factors,
+            scaled,
+            row_count=rows,
+            hidden=hidden,
+            stride_input_row=input.stride(0),
+            stride_input_hidden=input.stride(1),
+            BLOCK_ROWS=block_rows,
+            BLOCK_HIDDEN=block_hidden,
+        )
+    return scaled.to(input.dtype)

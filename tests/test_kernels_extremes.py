@@ -1,0 +1,173 @@
+"""Gradients where numbers leave the range of a dtype, or of what exponentials can be relative to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from kto_gradients import PATHS, hold_gradients, options_of
+from kto_inputs import DIFFERENTIABLE, DTYPES, Recipe, draw, kernel_outcome, oracle_outcome
+from kto_rounding import objections, spreads
+from torch import Tensor
+
+from ktonum.kernels import launch, sequence_gradients
+from ktonum.kernels.formula import KTOConfig
+from ktonum.kernels.launch_gradients import Rows
+from ktonum.kernels.logits_kernels import LARGEST_EXPONENT
+from ktonum.kernels.validation import KTOInputs
+
+# A log-ratio of hundreds times this is of order one: its sequence's coefficient is not negligible.
+SMALL_BETA = KTOConfig(beta=1e-3)
+
+
+def tiny_probabilities(device: torch.device) -> KTOInputs:
+    """511 classes of probability 2.5e-8 each, whose gradients add up to 0.013: in float16 each would be 0."""
+    vocabulary = 512
+    weight = torch.zeros(vocabulary, 2, dtype=torch.float16, device=device)
+    weight[1:, 0], weight[1:, 1] = -17.5, 1000.0
+    return KTOInputs(
+        input=torch.tensor([[[1.0, 0.0]]], dtype=torch.float16, device=device),
+        weight=weight,
+        target=torch.zeros(1, 1, dtype=torch.int64, device=device),
+        preference_labels=torch.ones(1, dtype=torch.bool, device=device),
+    )
+
+
+def tiny_coefficients(device: torch.device) -> KTOInputs:
+    """A loss whose share in each log-probability is 1e-7, where float16 has but one digit, on large hidden states."""
+    inputs = draw(Recipe(dims=(2, 6, 16, 41), dtype=torch.float16, masked=0.0), device)
+    with torch.no_grad():
+        inputs.input.mul_(2.0**11)
+        inputs.weight.mul_(2.0**-11)
+    return inputs
+
+
+@pytest.mark.parametrize("path", PATHS[:2])
+def test_probabilities_that_float16_cannot_hold(
+    path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, config = tiny_probabilities(device), KTOConfig(beta=4.0)
+    options = options_of(path, inputs, monkeypatch)
+    actual = hold_gradients(inputs, config, options=options)
+    assert 0.01 < abs(float(actual.gradients["input"][0, 0, 1])) < 0.02
+    # And the comparison sees it where they are stored as they are.
+    monkeypatch.setattr(launch, "slab_scale", lambda dtype: 1.0)
+    naive = kernel_outcome(inputs, config, options=options)
+    expected, spread = oracle_outcome(inputs, config), spreads(inputs, config)
+    assert objections(naive.gradients["input"], expected.gradients["input"], spread["input"])
+
+
+def test_coefficients_that_float16_cannot_hold(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, config = tiny_coefficients(device), KTOConfig(beta=8e-7)
+    hold_gradients(inputs, config)
+
+    def naive(rows: Rows) -> tuple[Tensor, Tensor]:
+        scale = launch.slab_scale(rows.input.dtype)
+        rounded = rows.input * (rows.elsewhere * scale).to(rows.input.dtype).unsqueeze(1)
+        return rounded, torch.tensor(1.0 / scale, device=rounded.device)
+
+    monkeypatch.setattr(sequence_gradients, "_weighted", naive)
+    found = kernel_outcome(inputs, config)
+    expected, spread = oracle_outcome(inputs, config), spreads(inputs, config)
+    assert objections(found.gradients["weight"], expected.gradients["weight"], spread["weight"])
+
+
+#: In the second of three tiles.
+PEAK = 300
+
+
+def peaked(size: float, dtype: torch.dtype, device: torch.device) -> KTOInputs:
+    """Tokens with one logit ``size`` above, level with, or below all others, which is some tokens' target."""
+    inputs = draw(Recipe(dims=(3, 12, 24, 600), dtype=dtype), device)
+    inputs.weight[:, 0] = 0.0
+    inputs.weight[PEAK, 0] = size
+    inputs.input[..., 0] = torch.tensor([1.0, 0.0, -1.0], dtype=dtype).repeat(4)
+    # Every kind of token comes with the peak for a target and without.
+    inputs.target[:, :3] = PEAK
+    inputs.target[:, 3:6] = torch.tensor([5, 301, 599])
+    inputs.target[inputs.target[:, 6:].eq(PEAK).nonzero()[:, 0], 6:] = 7
+    return inputs
+
+
+# All exponents within reach, some of them just, and some far beyond it.
+@pytest.mark.parametrize("size", [40.0, 56.0, 200.0])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_probabilities_far_from_the_targets(
+    dtype: torch.dtype, path: str, size: float, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = peaked(size, dtype, device)
+    assert inputs.bias is not None
+    z = torch.nn.functional.linear(inputs.input.double(), inputs.weight.double(), inputs.bias.double())
+    target = inputs.target.clamp(min=0).unsqueeze(-1)
+    exponents = (z.amax(-1) - z.gather(-1, target).squeeze(-1)) / math.log(2.0)
+    limit = LARGEST_EXPONENT.value
+    assert bool((exponents > limit).any()) == (size > 40.0)
+    assert bool(((exponents > limit - 10) & (exponents < limit)).any()) == (size == 56.0)
+    hold_gradients(inputs, SMALL_BETA, options=options_of(path, inputs, monkeypatch))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_token_far_from_its_target(
+    dtype: torch.dtype, path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tile of the peak is the only one that counts."""
+    inputs = peaked(0.0, dtype, device)
+    assert inputs.bias is not None
+    inputs.bias[PEAK] = 200.0
+    inputs.target[inputs.target == PEAK] = 4
+    actual = hold_gradients(inputs, SMALL_BETA, options=options_of(path, inputs, monkeypatch))
+    assert float(actual.gradients["bias"][PEAK].abs()) > 1e-4
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_target_dominates(
+    dtype: torch.dtype, path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = peaked(0.0, dtype, device)
+    assert inputs.bias is not None
+    inputs.bias[PEAK] = 200.0
+    inputs.target[inputs.target != -100] = PEAK
+    hold_gradients(inputs, SMALL_BETA, options=options_of(path, inputs, monkeypatch))
+
+
+def with_dead_tile(inputs: KTOInputs) -> KTOInputs:
+    """256 more classes, a tile of their own, which a bias of -inf keeps from ever being chosen."""
+    assert inputs.bias is not None
+    dead = inputs.weight[:256]
+    return replace(
+        inputs,
+        weight=torch.cat((inputs.weight[:256], dead, inputs.weight[256:])),
+        bias=torch.cat((inputs.bias[:256], torch.full_like(inputs.bias[:256], -torch.inf), inputs.bias[256:])),
+        target=torch.where(inputs.target >= 256, inputs.target + 256, inputs.target),
+    )
+
+
+# At -1000 no probability is within float64's range of 1.
+@pytest.mark.parametrize("level", [0.0, -1000.0])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("hidden", [19, 24], ids=["pointers", "descriptors"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_a_tile_without_a_finite_logit(
+    dtype: torch.dtype, hidden: int, path: str, level: float, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = draw(Recipe(dims=(3, 7, hidden, 400), dtype=dtype), device)
+    assert alive.bias is not None
+    alive.bias.add_(level)
+    inputs = with_dead_tile(alive)
+    options = options_of(path, inputs, monkeypatch, columns=512, validate=False)
+    actual = kernel_outcome(inputs, KTOConfig(), options=options)
+    expected, spread = oracle_outcome(alive, KTOConfig()), spreads(alive, KTOConfig())
+    assert not objections(actual.loss, expected.loss, spread["loss"])
+    for name in DIFFERENTIABLE:
+        found: Any = actual.gradients[name]
+        if name != "input":
+            assert not bool(found[256:512].any()), name
+            found = torch.cat((found[:256], found[512:]))
+        assert not (problems := objections(found, expected.gradients[name], spread[name])), (name, problems)
