@@ -19,8 +19,8 @@ from ktonum.kernels.validation import KTOInputs
 __all__ = ["LEAN_WORKSPACE", "LIMIT", "Contender", "contenders", "limit"]
 
 LIMIT = "limit"
-#: What `ktonum, lean` may store: so little that all logits are computed twice.
-LEAN_WORKSPACE = 32 * 2**20
+#: What `ktonum, lean` may store: so little that all logits are computed twice. One slab of 256 columns at 8192 tokens.
+LEAN_WORKSPACE = 4 * 2**20
 
 Loss = Callable[[KTOInputs], Tensor]
 

@@ -56,7 +56,8 @@ def forward_passes(
         )
     counts = None
     if not capturing(policy.input):
-        counts = Fetch(torch.cat([_counts(head) for head in _by_target(heads).values()]))
+        found = [_counts(head) for head in _by_target(heads).values()]
+        counts = Fetch(found[0] if len(found) == 1 else torch.cat(found))
     # The device sums columns while the host waits for the counts and launches the first pass.
     weight_sums, largest_weight = launch.column_sums(policy.weight)
     packings = _packings(heads, counts, average, validate)
