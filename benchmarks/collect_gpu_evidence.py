@@ -60,6 +60,7 @@ def stages(out: Path, liger_checkout: str | None) -> list[Stage]:
         audit("audit-full", "--profile", "full"),
         audit("candidate-liger", "--candidate", "liger", "--profile", "full", "--dtype", "bf16"),
         audit("candidate-trl", "--candidate", "trl", "--profile", "full", "--dtype", "bf16"),
+        Stage("bench", [sys.executable, "-m", "ktonum", "bench", "--json", str(out / "bench.json")]),
         Stage("tolerances", [sys.executable, str(ROOT / "benchmarks/measure_tolerances.py"), "--device", "cuda"]),
     ]
     if liger_checkout is not None:

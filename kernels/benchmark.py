@@ -1,8 +1,9 @@
 """`ktonum bench`: time, memory and error of KTO losses beside the matrix products that none can do without.
 
-All contenders of a case are timed in turn, round after round, and a contender's figure is the median over rounds of its
-time divided by the limit's in the same round: a GPU that grows warm slows both alike. (Measured one after the other on
-an H100, the same product took 12.8 ms first and 13.4 ms a minute later.)
+Each contender takes turns with the limit, and its figure is the median over rounds of its time over the limit's just
+before. A GPU's clock follows its power: on an H100 the same product took 12.8 ms first and 13.4 ms a minute later, and
+a round that went through all contenders once made the limit 7 % faster than the contender behind it, because the one
+before it, at half the power, had let the device cool.
 """
 
 from __future__ import annotations
@@ -137,33 +138,45 @@ def _step(loss: Loss, inputs: KTOInputs) -> Callable[[], None]:
 
 
 def _timed(found: dict[str, Measured], runs: dict[str, Callable[[], None]], rounds: int) -> Iterator[Measured]:
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            torch.cuda.synchronize()
-            start.record()
+    limits: list[float] = []
+    timed: dict[str, Measured] = {}
+    for name, run in runs.items():
+        if name == LIMIT:
+            continue
+        pairs: list[tuple[float, float]] = []
+        # The first pair brings the device to where this contender leaves it, and is not counted.
+        for turn in range(rounds + 1):
             try:
-                run()
+                pair = _milliseconds(runs[LIMIT]), _milliseconds(run)
             except torch.cuda.OutOfMemoryError:
                 torch.cuda.empty_cache()
-                found[name] = replace(found[name], problem="out of memory beside the limit's own buffer")
-            stop.record()
-            torch.cuda.synchronize()
-            # The first round warms up.
+                timed[name] = replace(found[name], problem="out of memory beside the limit's own buffer")
+                break
             if turn:
-                times[name].append(start.elapsed_time(stop))
+                pairs.append(pair)
+        else:
+            limits += [base for base, _ in pairs]
+            ratios = [own / base for base, own in pairs]
+            timed[name] = replace(
+                found[name],
+                milliseconds=statistics.median(own for _, own in pairs),
+                ratio=statistics.median(ratios),
+                spread=max(ratios) - min(ratios),
+            )
+    if limits:
+        timed[LIMIT] = Measured(LIMIT, statistics.median(limits), 1.0, 0.0)
     for name, measured in found.items():
-        if name not in times or measured.problem:
-            yield measured
-            continue
-        ratios = [own / base for own, base in zip(times[name], times[LIMIT], strict=True)]
-        yield replace(
-            measured,
-            milliseconds=statistics.median(times[name]),
-            ratio=statistics.median(ratios),
-            spread=max(ratios) - min(ratios),
-        )
+        yield timed.get(name, measured)
+
+
+def _milliseconds(run: Callable[[], None]) -> float:
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    start.record()
+    run()
+    stop.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(stop))
 
 
 def float64_oracle(inputs: KTOInputs) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ def weight_gradient_kernel(
     BLOCK_TARGETS: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """grad_w_v = scale Σ_t e_tv (−f_t c_t x_t) + Σ_{t: y_t = v} a_t x_t for a slab's columns v, rounded once.
+    """grad_w_v = scale Σ_t e_tv (−f_t c_t x_t / scale) + Σ_{t: y_t = v} a_t x_t for a slab's columns v, rounded once.
 
     ``slab`` (rows, columns), ``weighted_input`` (rows, hidden) and ``grad_rows`` (columns, hidden) are tensor
     descriptors; ``input``, (rows, hidden), has hidden stride 1. ``target`` is sorted, ``order`` holds the rows it came
@@ -117,6 +117,7 @@ def weight_gradient_kernel(
 @triton.jit(do_not_specialize=["row_count", "column_count", "first_column"])
 def bias_gradient_kernel(
     slab_ptr,
+    scale_ptr,
     factor_ptr,
     coefficient_ptr,
     target_ptr,
@@ -130,9 +131,9 @@ def bias_gradient_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """grad_b_v = Σ_{t: y_t = v} a_t + Σ_t factor_t e_tv for a slab's columns v; arguments as of the weight's kernel.
+    """grad_b_v = Σ_{t: y_t = v} a_t + scale Σ_t factor_t e_tv for a slab's columns v; as of the weight's kernel.
 
-    ``factor``, (rows,), is −f_t c_t in the accumulator's dtype; sums of BLOCK_ROWS rows are added up in float64.
+    ``factor``, (rows,), is −f_t c_t / scale in the accumulator's dtype; sums over BLOCK_ROWS rows are added in float64.
     """
     column_tile = tl.program_id(0)
     local = column_tile * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
@@ -144,6 +145,7 @@ def bias_gradient_kernel(
         at = slab_ptr + rows[:, None].to(tl.int64) * stride_slab_row + local[None, :]
         e = tl.load(at, mask=row_mask[:, None] & (local < column_count)[None, :], other=0.0).to(factor.dtype)
         total += tl.sum(factor[:, None] * e, axis=0).to(tl.float64)
+    total *= tl.load(scale_ptr).to(tl.float64)
     stretch = first_column // BLOCK_COLUMNS + column_tile
     stop = tl.load(bound_ptr + stretch + 1)
     for place in range(tl.load(bound_ptr + stretch), stop, BLOCK_ROWS):

@@ -24,8 +24,8 @@ from ktonum.kernels.products import accumulator_dtype
 from ktonum.kernels.row_kernels import (
     column_sums_kernel,
     count_targets_kernel,
-    finish_slab_kernel,
     reduce_tiles_kernel,
+    rescale_slab_kernel,
     target_logits_kernel,
 )
 
@@ -63,6 +63,7 @@ def _launch_logits(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    target: Tensor,
     shift: Tensor,
     columns: tuple[int, int],
     *,
@@ -71,7 +72,7 @@ def _launch_logits(
     tile_sum: Tensor | None = None,
     slab: Tensor | None = None,
 ) -> None:
-    """`logits_kernel` over the columns [first, last); with statistics if their tensors are given, see `_tile_width`."""
+    """`logits_kernel` over the columns [first, last); with statistics if their tensors are given."""
     rows, hidden = input.shape
     first, last = columns
     blocks = _blocks(input, weight, slab)
@@ -87,6 +88,7 @@ def _launch_logits(
     logits_kernel[(programs(input.device, tiles, persistent=blocks.descriptors),)](
         *operands,
         weight if bias is None else bias,
+        target,
         shift,
         shift if tile_shift is None else tile_shift,
         shift if tile_sum is None else tile_sum,
@@ -188,6 +190,7 @@ def row_statistics(
                 input,
                 weight,
                 bias,
+                target,
                 target_shift,
                 columns,
                 allow_tf32=allow_tf32,
@@ -212,7 +215,7 @@ def row_statistics(
         BLOCK_TILES=32,
     )
     if slab is not None:
-        _finish_slab(slab, target, statistics.shift, 0, width, tile_shift)
+        _rescale(slab, tile_shift, statistics.shift, width)
 
 
 def exponentials(
@@ -235,25 +238,19 @@ def exponentials(
         first_column: First vocabulary entry of the slab.
     """
     columns = (first_column, first_column + slab.shape[1])
-    _launch_logits(input, weight, bias, shift, columns, allow_tf32=allow_tf32, slab=slab)
-    _finish_slab(slab, target, shift, first_column, _blocks(input, weight, slab).columns, None)
+    _launch_logits(input, weight, bias, target, shift, columns, allow_tf32=allow_tf32, slab=slab)
 
 
-def _finish_slab(
-    slab: Tensor, target: Tensor, shift: Tensor, first_column: int, width: int, tile_shift: Tensor | None
-) -> None:
+def _rescale(slab: Tensor, tile_shift: Tensor, shift: Tensor, width: int) -> None:
     rows, columns = slab.shape
     block_rows = 128 if INTERPRETED else 256
-    finish_slab_kernel[(triton.cdiv(rows, block_rows), triton.cdiv(columns, width))](
+    rescale_slab_kernel[(triton.cdiv(rows, block_rows), triton.cdiv(columns, width))](
         slab,
-        target,
-        shift if tile_shift is None else tile_shift,
+        tile_shift,
         shift,
         row_count=rows,
-        first_column=first_column,
         column_count=columns,
         stride_slab_row=slab.stride(0),
-        RELATIVE_TO_TILES=tile_shift is not None,
         BLOCK_ROWS=block_rows,
         BLOCK_COLUMNS=width,
         ROWS_AT_A_TIME=128 if INTERPRETED else 32,

@@ -67,7 +67,8 @@ class Rows:
         target: y, (N,), int64, contiguous.
         targets: The rows by target.
         at_target: a_t = c_t (1 − p_{t,y_t}), (N,), accumulator's dtype.
-        elsewhere: −f_t c_t, the factor of e_tv at v ≠ y_t, (N,), accumulator's dtype.
+        elsewhere: −f_t c_t / scale, (N,), accumulator's dtype: times the scale, what e_tv counts at v ≠ y_t.
+        scale: A power of two that keeps them in range, a scalar, accumulator's dtype.
     """
 
     input: Tensor
@@ -75,42 +76,42 @@ class Rows:
     targets: SortedTargets
     at_target: Tensor
     elsewhere: Tensor
+    scale: Tensor
 
 
-def weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_input: Tensor, scale: Tensor) -> None:
+def weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_input: Tensor) -> None:
     """``grad_rows_v = scale Σ_t e_tv weighted_input_t + Σ_{t: y_t = v} a_t x_t``, rounded once.
 
     Args:
         grad_rows: The slab's rows of the weight's gradient, (columns, H), contiguous.
         slab, rows: See there.
         weighted_input: −f_t c_t x_t / scale in the hidden states' dtype, (N, H), contiguous.
-        scale: A scalar in the accumulator's dtype.
     """
     e, x = slab.exponentials, rows.input
     if e.shape[0] and serves_descriptors(e, weighted_input, grad_rows) and x.stride(1) == 1:
-        _fused_weight_gradient(grad_rows, slab, rows, weighted_input, scale)
+        _fused_weight_gradient(grad_rows, slab, rows, weighted_input)
         return
     for start in range(0, e.shape[1], _WIDE_ROWS):
         # Complete in the accumulator's dtype, so that it is rounded once: rounding the product before the targets'
         # terms are added doubled the error of float16's subnormal gradients.
         total = product(e[:, start : start + _WIDE_ROWS].t(), weighted_input)
-        total *= scale
+        total *= rows.scale
         _add_target_terms(total, slab.first_column + start, rows)
         grad_rows[start : start + _WIDE_ROWS] = total
 
 
-def _fused_weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_input: Tensor, scale: Tensor) -> None:
+def _fused_weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_input: Tensor) -> None:
     (count, columns), hidden = slab.exponentials.shape, grad_rows.shape[1]
     blocks = WEIGHT_GRADIENT
     tiles = triton.cdiv(columns, blocks.columns) * triton.cdiv(hidden, blocks.hidden)
     # The interpreter truncates on a cast to bfloat16.
-    written = torch.empty_like(grad_rows, dtype=scale.dtype) if INTERPRETED else grad_rows
+    written = torch.empty_like(grad_rows, dtype=rows.scale.dtype) if INTERPRETED else grad_rows
     weight_gradient_kernel[(programs(grad_rows.device, tiles, persistent=True),)](
         TensorDescriptor.from_tensor(slab.exponentials, [blocks.rows, blocks.columns]),
         TensorDescriptor.from_tensor(weighted_input, [blocks.rows, blocks.hidden]),
         # Half a tile's hidden entries, as the kernel stores them.
         TensorDescriptor.from_tensor(written, [blocks.columns, blocks.hidden // 2]),
-        scale,
+        rows.scale,
         rows.input,
         rows.at_target,
         rows.targets.target,
@@ -160,10 +161,11 @@ def _add_target_terms(grad_rows: Tensor, first_target: int, rows: Rows) -> None:
 
 
 def bias_gradient(grad_rows: Tensor, slab: Slab, rows: Rows) -> None:
-    """``grad_rows_v = Σ_t −f_t c_t e_tv + Σ_{t: y_t = v} a_t``; (columns,), accumulator's dtype."""
+    """``grad_rows_v = −Σ_t f_t c_t e_tv + Σ_{t: y_t = v} a_t``; (columns,), accumulator's dtype."""
     count, columns = slab.exponentials.shape
     bias_gradient_kernel[(triton.cdiv(columns, _STRETCH),)](
         slab.exponentials,
+        rows.scale,
         rows.elsewhere,
         rows.at_target,
         rows.targets.target,
@@ -195,6 +197,7 @@ def input_gradient(grad: Tensor, places: Tensor, sums: Tensor, weight: Tensor, r
     written = torch.zeros_like(grad, dtype=sums.dtype) if INTERPRETED else grad
     finish_input_gradient_kernel[(triton.cdiv(count, block_rows), triton.cdiv(hidden, block_hidden))](
         sums,
+        rows.scale,
         rows.elsewhere,
         rows.at_target,
         rows.target,

@@ -10,8 +10,8 @@ __all__ = [
     "column_sums_kernel",
     "count_targets_kernel",
     "finish_input_gradient_kernel",
-    "finish_slab_kernel",
     "reduce_tiles_kernel",
+    "rescale_slab_kernel",
     "scale_rows_kernel",
     "target_logits_kernel",
 ]
@@ -79,10 +79,10 @@ def reduce_tiles_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_TILES: tl.constexpr,
 ):
-    """lse₂ = M + log₂ Σ_j s_j 2^(m_j − M) with M = max_j m_j, and log π(y) = ln 2 (z₂_y − lse₂); float64 throughout.
+    """log π(y) = −log(1 + S) with S = 2^(M − z₂_y) Σ_j s_j 2^(m_j − M) over all tiles j, M = max_j m_j; in float64.
 
-    KTO puts a sigmoid on a sum over thousands of tokens: float64 here costs nothing (one value a tile) and leaves the
-    product itself as the only source of error.
+    The tiles' sums leave out the target. KTO puts a sigmoid on a sum over thousands of tokens: float64 here costs
+    nothing (one value a tile) and leaves the product itself as the only source of error.
 
     Also what exponentials of the row are stored relative to, ``row_shift``: ``shift`` (the target's logit), or lse₂
     where that is out of reach or TILE_RELATIVE, rounded to the dtype of ``shift``; and ``row_factor`` =
@@ -104,9 +104,18 @@ def reduce_tiles_kernel(
         base = tl.where(row_mask, new_maximum, 0.0)
         total = total * tl.exp2(maximum - base) + tl.sum(s * tl.exp2(m - base[None, :]), axis=0)
         maximum = new_maximum
-    logsumexp = maximum + tl.log2(tl.where(row_mask, total, 1.0))
     logit = tl.load(target_logit_ptr + rows, mask=row_mask, other=0.0)
-    tl.store(token_logp_ptr + rows, (logit - logsumexp) * LN_2, mask=row_mask)
+    # log₂ S; −inf where there is no other entry.
+    # Not `total > 0`: a NaN must come through.
+    none = total == 0.0
+    others = tl.where(none, float("-inf"), maximum - logit + tl.log2(tl.where(none, 1.0, total)))
+    # log(1 + S) = max(log S, 0) + log1p(x) with x = min(S, 1/S); log1p(x) = x log(1 + x) / ((1 + x) − 1), Kahan's.
+    x = tl.exp2(-tl.abs(others))
+    w = 1.0 + x
+    log1p = tl.where(w == 1.0, x, tl.log(w) * x / tl.where(w == 1.0, 1.0, w - 1.0))
+    surprise = tl.maximum(others, 0.0) * LN_2 + log1p
+    tl.store(token_logp_ptr + rows, -surprise, mask=row_mask)
+    logsumexp = logit + surprise * LOG2_E
     shift = tl.load(shift_ptr + rows, mask=row_mask, other=0.0)
     far = logsumexp - shift.to(tl.float64) > LARGEST_EXPONENT
     if TILE_RELATIVE:
@@ -117,62 +126,46 @@ def reduce_tiles_kernel(
     tl.store(row_factor_ptr + rows, factor, mask=row_mask)
 
 
-@triton.jit(do_not_specialize=["row_count", "first_column", "column_count"])
-def finish_slab_kernel(
+@triton.jit(do_not_specialize=["row_count", "column_count"])
+def rescale_slab_kernel(
     slab_ptr,
-    target_ptr,
     tile_shift_ptr,
     row_shift_ptr,
     row_count,
-    first_column,
     column_count,
     stride_slab_row,
-    RELATIVE_TO_TILES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     ROWS_AT_A_TIME: tl.constexpr,
 ):
-    """Brings a slab of exponentials to its rows' common shift, and makes it 0 at the targets.
+    """Brings exponentials that `logits_kernel` stored relative to ``tile_shift`` to their rows' common ``row_shift``.
 
-    With RELATIVE_TO_TILES each (row, tile) was stored relative to ``tile_shift``, as `logits_kernel` wrote it for tiles
-    of BLOCK_COLUMNS; most are the row's own shift already and are left as they are.
+    Tiles are BLOCK_COLUMNS wide from column 0 on; most have the row's shift already and are left as they are.
     """
     first_row = tl.program_id(0) * BLOCK_ROWS
     column_tile = tl.program_id(1)
-    scaled = 0
-    if RELATIVE_TO_TILES:
-        tile_shifts = tile_shift_ptr + (first_column // BLOCK_COLUMNS + column_tile).to(tl.int64) * row_count
-        # Names of their own: a variable that a loop assigns keeps the shape it had before.
-        all_rows = first_row + tl.arange(0, BLOCK_ROWS)
-        all_own = tl.load(tile_shifts + all_rows, mask=all_rows < row_count, other=0.0)
-        all_common = tl.load(row_shift_ptr + all_rows, mask=all_rows < row_count, other=0.0).to(all_own.dtype)
-        scaled = tl.max((all_own != all_common).to(tl.int32), axis=0)
-        if scaled == 1:
-            local = column_tile * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-            for first in range(first_row, first_row + BLOCK_ROWS, ROWS_AT_A_TIME):
-                rows = first + tl.arange(0, ROWS_AT_A_TIME)
-                row_mask = rows < row_count
-                own = tl.load(tile_shifts + rows, mask=row_mask, other=0.0)
-                common = tl.load(row_shift_ptr + rows, mask=row_mask, other=0.0).to(own.dtype)
-                target = tl.load(target_ptr + rows, mask=row_mask, other=-1) - first_column
-                mask = row_mask[:, None] & (local < column_count)[None, :]
-                places = slab_ptr + (rows.to(tl.int64)[:, None] * stride_slab_row + local[None, :])
-                e = tl.load(places, mask=mask, other=0.0).to(own.dtype) * tl.exp2(own - common)[:, None]
-                e = tl.where(local[None, :] == target[:, None], 0.0, e)
-                tl.store(places, e.to(slab_ptr.dtype.element_ty), mask=mask)
-    # Not after the stores above: which of two stores to one place comes last is not defined.
-    if scaled == 0:
-        rows = first_row + tl.arange(0, BLOCK_ROWS)
-        row_mask = rows < row_count
-        target = tl.load(target_ptr + rows, mask=row_mask, other=-1) - first_column
-        here = row_mask & (target >= 0) & (target < column_count) & (target // BLOCK_COLUMNS == column_tile)
-        places = slab_ptr + (rows.to(tl.int64) * stride_slab_row + target)
-        tl.store(places, tl.zeros((BLOCK_ROWS,), slab_ptr.dtype.element_ty), mask=here)
+    local = column_tile * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    every_row = first_row + tl.arange(0, BLOCK_ROWS)
+    every_shift = tl.load(
+        tile_shift_ptr + column_tile.to(tl.int64) * row_count + every_row, mask=every_row < row_count, other=0.0
+    )
+    every_common = tl.load(row_shift_ptr + every_row, mask=every_row < row_count, other=0.0).to(every_shift.dtype)
+    if tl.max((every_shift != every_common).to(tl.int32), axis=0) == 1:
+        for first in range(first_row, first_row + BLOCK_ROWS, ROWS_AT_A_TIME):
+            rows = first + tl.arange(0, ROWS_AT_A_TIME)
+            row_mask = rows < row_count
+            own = tl.load(tile_shift_ptr + column_tile.to(tl.int64) * row_count + rows, mask=row_mask, other=0.0)
+            common = tl.load(row_shift_ptr + rows, mask=row_mask, other=0.0).to(own.dtype)
+            mask = row_mask[:, None] & (local < column_count)[None, :]
+            places = slab_ptr + (rows.to(tl.int64)[:, None] * stride_slab_row + local[None, :])
+            e = tl.load(places, mask=mask, other=0.0).to(own.dtype) * tl.exp2(own - common)[:, None]
+            tl.store(places, e.to(slab_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["row_count", "vocabulary", "hidden"])
 def finish_input_gradient_kernel(
     sum_ptr,
+    scale_ptr,
     factor_ptr,
     coefficient_ptr,
     target_ptr,
@@ -187,7 +180,7 @@ def finish_input_gradient_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
 ):
-    """grad at ``place_t`` = factor_t Σ_v e_tv w_v + a_t w_{y_t}, in the accumulator's dtype, rounded once.
+    """grad at ``place_t`` = scale factor_t Σ_v e_tv w_v + a_t w_{y_t}, in the accumulator's dtype, rounded once.
 
     ``sum``, (rows, hidden), holds the sums over v; ``grad`` is (all tokens, hidden); both are contiguous.
     """
@@ -201,6 +194,7 @@ def finish_input_gradient_kernel(
     w = tl.load(weight_ptr + w_rows + offsets[None, :] * stride_weight_hidden, mask=mask & known[:, None], other=0.0)
     total = tl.load(sum_ptr + rows.to(tl.int64)[:, None] * hidden + offsets[None, :], mask=mask, other=0.0)
     total *= tl.load(factor_ptr + rows, mask=row_mask, other=0.0)[:, None]
+    total *= tl.load(scale_ptr)
     total += tl.load(coefficient_ptr + rows, mask=row_mask, other=0.0)[:, None] * w.to(total.dtype)
     place = tl.load(place_ptr + rows, mask=row_mask, other=0)[:, None] * hidden + offsets[None, :]
     tl.store(grad_ptr + place, total.to(grad_ptr.dtype.element_ty), mask=mask)

@@ -46,14 +46,14 @@ def sequence_gradients(
     if len(places) == 0:
         grad_weight.zero_()
     x_sums: Tensor | None = None
-    weighted_x, scale = _weighted(rows) if weight_gradient else (rows.input, rows.elsewhere)
+    weighted_x = launch_gradients.scaled_rows(rows.input, rows.elsewhere) if weight_gradient else None
     with full_precision_products(input.device, allow_tf32=head.allow_tf32):
         for slab in _slabs(head, rows, sums, workspace, grad_weight):
             part = slice(slab.first_column, slab.first_column + slab.exponentials.shape[1])
             if input_gradient:
                 x_sums = _add_input_products(x_sums, slab.exponentials, weight[part])
-            if weight_gradient:
-                launch_gradients.weight_gradient(grad_weight[part], slab, rows, weighted_x, scale)
+            if weighted_x is not None:
+                launch_gradients.weight_gradient(grad_weight[part], slab, rows, weighted_x)
             if bias_gradient:
                 launch_gradients.bias_gradient(grad_bias[part], slab, rows)
     # Not before the last slab is gone, nor what stands in for the hidden states.
@@ -77,8 +77,22 @@ def _rows(head: Head, upstream: Tensor, sums: SequenceSums) -> Rows:
     )
     # a_t = c_t (1 − p_{t,y_t}), without cancellation where p is near 1.
     at_target = -torch.expm1(logps) * c
+    elsewhere, scale = _in_range(-factor * c)
     targets = SortedTargets.of(y, head.weight.shape[0])
-    return Rows(x, y, targets, at_target.to(wide), (-factor * c).to(wide))
+    return Rows(x, y, targets, at_target.to(wide), elsewhere.to(wide), scale.to(wide))
+
+
+def _in_range(factors: Tensor) -> tuple[Tensor, Tensor]:
+    """``factors``, (N,), over a power of two that brings the largest to [1/2, 1), and that power, a scalar.
+
+    A saturated sigmoid makes coefficients of 1e-14, an unlikely target factors of 1e-24: products of both would be
+    subnormal in float32 and bfloat16, and either one in float16.
+    """
+    if factors.numel() == 0:
+        return factors, factors.new_ones(())
+    _, exponent = torch.frexp(factors.abs().amax())
+    scale = torch.exp2(exponent.clamp(-100, 100).to(factors.dtype))
+    return factors / scale, scale
 
 
 def _slabs(head: Head, rows: Rows, sums: SequenceSums, workspace: int, grad_weight: Tensor) -> Iterator[Slab]:
@@ -121,17 +135,3 @@ def _add_input_products(sums: Tensor | None, exponentials: Tensor, weight: Tenso
         part = slice(first, first + _ADDED_AT_ONCE)
         add_product(sums, exponentials[:, part], weight[part])
     return sums
-
-
-def _weighted(rows: Rows) -> tuple[Tensor, Tensor]:
-    """−f_t c_t x_t in x's dtype, (N, H), up to the second result, a scalar: the operand of Σ_t e_tv f_t c_t x_t.
-
-    In float16 the products are kept in range by a common power of two.
-    """
-    x, factors = rows.input, rows.elsewhere
-    size = factors.new_ones(())
-    if x.dtype == torch.float16:
-        _, exponent = torch.frexp(factors.abs().amax())
-        size = torch.exp2(exponent.to(factors.dtype))
-        factors = factors / size
-    return launch_gradients.scaled_rows(x, factors), size

@@ -37,8 +37,8 @@ from ktonum.kernels.row_kernels import (
     column_sums_kernel,
     count_targets_kernel,
     finish_input_gradient_kernel,
-    finish_slab_kernel,
     reduce_tiles_kernel,
+    rescale_slab_kernel,
     scale_rows_kernel,
     target_logits_kernel,
 )
@@ -106,7 +106,7 @@ def descriptor(pointee: str, *block: int) -> str:
 def logits(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
     """The logits kernel as a forward and as a backward launches it."""
     pointee, accumulator = _POINTEES[dtype], _POINTEES[accumulator_dtype(dtype)]
-    shared = {"bias_ptr": f"*{pointee}", "scale": "fp32"}
+    shared = {"bias_ptr": f"*{pointee}", "target_ptr": "*i64", "scale": "fp32"}
     shared |= {f"{n}_ptr": f"*{accumulator}" for n in ("shift", "tile_shift", "tile_sum")}
     pointers = {n: f"*{pointee}" for n in ("input", "weight", "slab")}
     # What a forward keeps for its backward is float64.
@@ -190,8 +190,8 @@ def rows(dtype: torch.dtype) -> Iterator[Variant]:
         reduce_tiles_kernel, dtype, pointers, relative | {"BLOCK_ROWS": 32, "BLOCK_TILES": 32}, {}, True, "aligned"
     )
     width = block_sizes(dtype, descriptors=dtype.itemsize == 2).columns
-    constants = {"RELATIVE_TO_TILES": True, "BLOCK_ROWS": 256, "BLOCK_COLUMNS": width, "ROWS_AT_A_TIME": 32}
-    yield Variant(finish_slab_kernel, dtype, pointers, constants, {}, True, "aligned")
+    constants = {"BLOCK_ROWS": 256, "BLOCK_COLUMNS": width, "ROWS_AT_A_TIME": 32}
+    yield Variant(rescale_slab_kernel, dtype, pointers, constants, {}, True, "aligned")
     sums = pointers | {"sum_ptr": "*fp64", "largest_ptr": f"*{accumulator}"}
     yield Variant(column_sums_kernel, dtype, sums, {"BLOCK_ROWS": 16, "BLOCK_HIDDEN": 256}, {}, True, "aligned")
     scaled = pointers | {"factor_ptr": f"*{accumulator}", "scaled_ptr": f"*{pointee}"}

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from ktonum.errors import UsageError
+from ktonum.kernels import benchmark
 from ktonum.kernels.benchmark import Errors, Measured, errors_against, float64_oracle
 from ktonum.kernels.benchmark_cases import CASES, GOALS, BenchmarkCase, chosen_cases, draw_inputs
 from ktonum.kernels.benchmark_command import BenchmarkRequest, benchmark_command
@@ -92,6 +93,29 @@ def test_the_limit_is_four_products_over_unmasked_tokens_and_six_with_kl(monkeyp
         shapes.clear()
         limit(draw_inputs(dataclasses.replace(SMALL, kl_sequences=kl), CPU))()
         assert shapes == [(rows, H, V)] * logits + [(rows, V, H), (V, rows, H)]
+
+
+def test_contenders_take_turns_with_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that grows warm slows both alike; the first pair is not counted; running out of memory is a line."""
+    turns: list[str] = []
+
+    def milliseconds(run: object) -> float:
+        turns.append(str(run))
+        if run == "greedy":
+            raise torch.cuda.OutOfMemoryError
+        # Every run is slower than the one before, the very first absurdly so.
+        return {"limit": 10.0, "mine": 15.0}[str(run)] * (1000.0 if len(turns) < 3 else 1.0 + 0.01 * (len(turns) // 2))
+
+    monkeypatch.setattr(benchmark, "_milliseconds", milliseconds)
+    names = (LIMIT, "mine", "greedy", "absent")
+    found = {n: Measured(n, problem="not installed" if n == "absent" else "") for n in names}
+    runs: dict[str, object] = {n: n for n in names[:3]}
+    got = {m.contender: m for m in benchmark._timed(found, runs, 3)}  # type: ignore[arg-type]
+    assert turns == ["limit", "mine"] * 4 + ["limit", "greedy"]
+    assert got["mine"].ratio == pytest.approx(1.5) and got["mine"].spread == pytest.approx(0.0, abs=0.02)
+    assert got[LIMIT].ratio == 1.0 and got[LIMIT].milliseconds == pytest.approx(10.2, rel=0.01)
+    assert "out of memory" in got["greedy"].problem and got["greedy"].milliseconds is None
+    assert got["absent"].problem == "not installed"
 
 
 def results() -> list[CaseResult]:

@@ -29,7 +29,7 @@ ROW_KERNELS = (
     "bias_gradient_kernel",
     "column_sums_kernel",
     "finish_input_gradient_kernel",
-    "finish_slab_kernel",
+    "rescale_slab_kernel",
     "reduce_tiles_kernel",
     "scale_rows_kernel",
     "target_logits_kernel",

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ktonum.kernels import launch, sequence_gradients
 from ktonum.kernels.formula import KTOConfig
-from ktonum.kernels.launch_gradients import Rows
 from ktonum.kernels.logits_kernels import LARGEST_EXPONENT
 from ktonum.kernels.validation import KTOInputs
 
@@ -64,15 +63,42 @@ def test_coefficients_that_float16_cannot_hold(device: torch.device, monkeypatch
     inputs, config = tiny_coefficients(device), KTOConfig(beta=8e-7)
     hold_gradients(inputs, config)
 
-    def naive(rows: Rows) -> tuple[Tensor, Tensor]:
-        scale = launch.slab_scale(rows.input.dtype)
-        rounded = rows.input * (rows.elsewhere * scale).to(rows.input.dtype).unsqueeze(1)
-        return rounded, torch.tensor(1.0 / scale, device=rounded.device)
+    def naive(factors: Tensor) -> tuple[Tensor, Tensor]:
+        return factors, factors.new_ones(())
 
-    monkeypatch.setattr(sequence_gradients, "_weighted", naive)
+    # And the comparison sees it where they are left as they are.
+    monkeypatch.setattr(sequence_gradients, "_in_range", naive)
     found = kernel_outcome(inputs, config)
     expected, spread = oracle_outcome(inputs, config), spreads(inputs, config)
     assert objections(found.gradients["weight"], expected.gradients["weight"], spread["weight"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_target_that_is_nearly_certain(dtype: torch.dtype, device: torch.device) -> None:
+    """1 − p keeps its digits however small it is: no sum of 1 and of what is left of it is taken.
+
+    One logit of 24 (11 in float16, whose gradients would underflow) beside 63 of zero: 1 − p is 2e-9 (1e-3).
+    """
+    inputs = draw(Recipe(dims=(2, 3, 8, 64), dtype=dtype, masked=0.0, bias=False), device)
+    with torch.no_grad():
+        inputs.input.fill_(1.0)
+        inputs.weight.zero_()
+        inputs.weight[5] = 1.375 if dtype == torch.float16 else 3.0
+        inputs.target.fill_(5)
+        inputs.preference_labels.fill_(True)  # else the weight's gradient cancels
+    names, config = ("input", "weight"), KTOConfig(beta=4.0)
+    found, expected = kernel_outcome(inputs, config, names=names), oracle_outcome(inputs, config, names=names)
+    for name in names:
+        error = (found.gradients[name].double() - expected.gradients[name]).norm() / expected.gradients[name].norm()
+        # A sum that includes the target would be off by 1e-7 of 1, in float32 by 50 times the whole gradient. The
+        # oracle's own 1 - p cancels to 1e-7 of itself.
+        assert error < max(2 * torch.finfo(dtype).eps, 1e-6), (name, float(error))
+
+
+def test_a_vocabulary_of_one_has_no_gradient(device: torch.device) -> None:
+    inputs = draw(Recipe(dims=(2, 3, 8, 1), dtype=torch.float32, masked=0.0), device)
+    found = kernel_outcome(inputs, KTOConfig())
+    assert not any(bool(g.any()) for g in found.gradients.values())
 
 
 #: In the second of three tiles.
