@@ -14,7 +14,14 @@ from ktonum.errors import UsageError
 from ktonum.kernels.benchmark import measure_case
 from ktonum.kernels.benchmark_cases import chosen_cases
 from ktonum.kernels.benchmark_contenders import contenders
-from ktonum.kernels.benchmark_report import CaseResult, draw_plot, goal_lines, print_case, write_json
+from ktonum.kernels.benchmark_report import (
+    CaseResult,
+    draw_plot,
+    goal_lines,
+    print_case,
+    read_json,
+    write_json,
+)
 
 __all__ = ["BenchmarkRequest", "benchmark_command"]
 
@@ -28,6 +35,7 @@ class BenchmarkRequest:
         contenders: Names; empty for every one that is installed.
         rounds: Timed rounds a case.
         json, plot: Files to write, or None.
+        files: Show the results in these files instead of measuring any; needs no GPU.
     """
 
     cases: tuple[str, ...] = ()
@@ -35,6 +43,7 @@ class BenchmarkRequest:
     rounds: int = 8
     json: str | None = None
     plot: str | None = None
+    files: tuple[str, ...] = ()
 
 
 def benchmark_command(request: BenchmarkRequest, environment: Mapping[str, Any]) -> int:
@@ -52,25 +61,40 @@ def benchmark_command(request: BenchmarkRequest, environment: Mapping[str, Any])
         raise UsageError(f"unknown contender {unknown[0]!r}: use {', '.join(known)}")
     if request.rounds < 1:
         raise UsageError(f"--rounds {request.rounds}: use 1 or more")
-    if not torch.cuda.is_available():
+    console = Console(highlight=False)
+    results: list[CaseResult] = []
+    if request.files:
+        for file in request.files:
+            read, environment = read_json(Path(file))
+            results += read
+            _introduce(environment, console)
+            for result in read:
+                print_case(result, console)
+    elif not torch.cuda.is_available():
         raise UsageError(
             "a benchmark needs a CUDA device and there is none here: run it on a machine with one (an H100 has the "
             "memory for every case); `ktonum doctor` says what is missing"
         )
-    console = Console(highlight=False)
-    title = f"{environment['device']['name']}, torch {environment['packages']['torch']}, {environment['date']}"
-    console.print(f"{title}, commit {environment['commit']}; bfloat16 unless said otherwise, reference model given")
-    results: list[CaseResult] = []
-    for case in cases:
-        measured = measure_case(case, device=torch.device("cuda"), rounds=request.rounds, names=request.contenders)
-        results.append(CaseResult(case, measured))
-        print_case(results[-1], console)
-        torch.cuda.empty_cache()
-        # After every case: a run that is cut off leaves what it measured.
-        if request.json is not None:
-            write_json(results, environment, Path(request.json))
+    else:
+        _introduce(environment, console)
+        for case in cases:
+            measured = measure_case(case, device=torch.device("cuda"), rounds=request.rounds, names=request.contenders)
+            results.append(CaseResult(case, measured))
+            print_case(results[-1], console)
+            torch.cuda.empty_cache()
+            # After every case: a run that is cut off leaves what it measured.
+            if request.json is not None:
+                write_json(results, environment, Path(request.json))
     for met, line in goal_lines(results):
         console.print(line, style=None if met else "bold")
     if request.plot is not None:
-        draw_plot(results, title, Path(request.plot))
+        draw_plot(results, _title(environment), Path(request.plot))
     return 0
+
+
+def _title(environment: Mapping[str, Any]) -> str:
+    return f"{environment['device']['name']}, torch {environment['packages']['torch']}, {environment['date']}"
+
+
+def _introduce(environment: Mapping[str, Any], console: Console) -> None:
+    console.print(f"{_title(environment)}, commit {environment['commit']}; reference model given")

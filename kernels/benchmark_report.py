@@ -8,15 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from ktonum.errors import UsageError
-from ktonum.kernels.benchmark import Measured
+from ktonum.kernels.benchmark import Errors, Measured
 from ktonum.kernels.benchmark_cases import GOALS, BenchmarkCase
 from ktonum.kernels.benchmark_contenders import LIMIT
 
-__all__ = ["CaseResult", "draw_plot", "goal_lines", "print_case", "write_json"]
+__all__ = ["CaseResult", "draw_plot", "goal_lines", "print_case", "read_json", "write_json"]
 
 SCHEMA = 1
 _GROWTH = {"tokens": "T", "vocabulary": "V"}
@@ -96,8 +97,32 @@ def write_json(results: Sequence[CaseResult], environment: Mapping[str, Any], pa
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> tuple[list[CaseResult], dict[str, Any]]:
+    """Results and environment that `write_json` wrote.
+
+    Raises:
+        UsageError: The file is none of those.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["schema"] != SCHEMA:
+            raise ValueError(f"schema {document['schema']!r}, where {SCHEMA} is known")
+        results = []
+        for row in document["results"]:
+            typed = {"dtype": getattr(torch, row["case"]["dtype"]), "contenders": tuple(row["case"]["contenders"])}
+            case = BenchmarkCase(**row["case"] | typed)
+            measured = [
+                Measured(**m | {"errors": None if m["errors"] is None else Errors(**m["errors"])})
+                for m in row["measured"]
+            ]
+            results.append(CaseResult(case, tuple(measured)))
+        return results, dict(document["environment"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} holds no results of ktonum bench: {type(error).__name__}: {error}") from error
+
+
 def draw_plot(results: Sequence[CaseResult], title: str, path: Path) -> None:
-    """Time against memory for the first case with errors, and growth over tokens and vocabulary where measured.
+    """Time against memory for each case that has peers, and growth of both over tokens and over vocabulary.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -109,28 +134,43 @@ def draw_plot(results: Sequence[CaseResult], title: str, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(16, 5), layout="constrained")
+    cases = [r for r in results if r.case.group not in _GROWTH]
+    grown = {g: [r for r in results if r.case.group == g] for g in _GROWTH}
+    panels = max(1, len(cases) + 2 * sum(bool(found) for found in grown.values()))
+    shape = (-(-panels // 3), min(3, panels))
+    figure, axes = pyplot.subplots(*shape, figsize=(5 * shape[1], 4 * shape[0]), layout="constrained", squeeze=False)
     figure.suptitle(title)
-    pareto = next((r for r in results if r.case.group == "goals"), None)
-    if pareto is not None:
-        axes[0].set(title=pareto.case.name, xlabel="time / limit", ylabel="peak extra memory, GiB")
-        for m in pareto.measured:
+    free = iter(axes.flat)
+    for result in cases:
+        axis = next(free)
+        axis.set(title=f"{result.case.name}", xlabel="time / limit", ylabel="peak extra memory, GiB")
+        for m in result.measured:
             if m.ratio is not None and m.peak_bytes is not None:
-                axes[0].plot(m.ratio, m.peak_bytes / 2**30, "o")
-                axes[0].annotate(
-                    m.contender, (m.ratio, m.peak_bytes / 2**30), xytext=(5, 5), textcoords="offset points"
-                )
-        axes[0].axvline(1.0, linestyle=":", color="gray")
-        axes[0].set_ylim(bottom=0)
-    for axis, (group, letter) in zip(axes[1:], _GROWTH.items(), strict=True):
-        grown = [r for r in results if r.case.group == group]
-        axis.set(title=f"growth over {group}", xlabel=letter, ylabel="ms (solid), GiB x 100 (dashed)")
-        for name in dict.fromkeys(m.contender for r in grown for m in r.measured):
-            points = [(r.case.dims[letter], found) for r in grown if (found := r.of(name)) and found.milliseconds]
-            (line,) = axis.plot([x for x, _ in points], [m.milliseconds for _, m in points], "o-", label=name)
-            memory = [(x, m.peak_bytes / 2**30 * 100) for x, m in points if m.peak_bytes is not None]
-            axis.plot([x for x, _ in memory], [y for _, y in memory], "--", color=line.get_color())
-        if grown:
+                axis.plot(m.ratio, m.peak_bytes / 2**30, "o")
+                axis.annotate(m.contender, (m.ratio, m.peak_bytes / 2**30), xytext=(5, 5), textcoords="offset points")
+        axis.axvline(1.0, linestyle=":", color="gray")
+        axis.set_ylim(bottom=0)
+    for group, letter in _GROWTH.items():
+        if not grown[group]:
+            continue
+        for label, figure_of in (("ms", _milliseconds), ("peak extra memory, GiB", _gibibytes)):
+            axis = next(free)
+            axis.set(title=f"growth over {group}", xlabel=letter, ylabel=label)
+            for name in dict.fromkeys(m.contender for r in grown[group] for m in r.measured):
+                found = [(r.case.dims[letter], figure_of(own)) for r in grown[group] if (own := r.of(name)) is not None]
+                points = [(x, y) for x, y in found if y is not None]
+                axis.plot([x for x, _ in points], [y for _, y in points], "o-", label=name)
+            axis.set_ylim(bottom=0)
             axis.legend()
-    figure.savefig(path, dpi=110)
+    for axis in free:
+        axis.set_axis_off()
+    figure.savefig(path, dpi=80)
     pyplot.close(figure)
+
+
+def _milliseconds(measured: Measured) -> float | None:
+    return measured.milliseconds
+
+
+def _gibibytes(measured: Measured) -> float | None:
+    return None if measured.peak_bytes is None else measured.peak_bytes / 2**30

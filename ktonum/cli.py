@@ -98,12 +98,15 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Timed rounds of a case.")] = 8,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the results as JSON.")] = None,
     plot: Annotated[str | None, typer.Option(metavar="FILE", help="Draw time, memory and growth.")] = None,
+    show: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Show the results in this JSON instead; repeatable.")
+    ] = None,
 ) -> None:
     """Time, memory and errors of KTO losses on a GPU, beside the matrix products none can do without."""
     import importlib
 
     command = importlib.import_module("ktonum.kernels.benchmark_command")
-    request = command.BenchmarkRequest(tuple(case or ()), tuple(contender or ()), rounds, json, plot)
+    request = command.BenchmarkRequest(tuple(case or ()), tuple(contender or ()), rounds, json, plot, tuple(show or ()))
     from ktonum.environment import describe_environment
 
     raise typer.Exit(command.benchmark_command(request, describe_environment(_device_type())))

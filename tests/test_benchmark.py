@@ -18,7 +18,7 @@ from ktonum.kernels.benchmark import Errors, Measured, errors_against, float64_o
 from ktonum.kernels.benchmark_cases import CASES, GOALS, BenchmarkCase, chosen_cases, draw_inputs
 from ktonum.kernels.benchmark_command import BenchmarkRequest, benchmark_command
 from ktonum.kernels.benchmark_contenders import LIMIT, contenders, limit
-from ktonum.kernels.benchmark_report import CaseResult, draw_plot, goal_lines, print_case, write_json
+from ktonum.kernels.benchmark_report import CaseResult, draw_plot, goal_lines, print_case, read_json, write_json
 
 SMALL = BenchmarkCase("test", "goals", 3, 7, H=24, V=304, dtype=torch.float32, masked=0.3, kl_sequences=True)
 CPU = torch.device("cpu")
@@ -104,7 +104,9 @@ def test_contenders_take_turns_with_the_limit(monkeypatch: pytest.MonkeyPatch) -
         if run == "greedy":
             raise torch.cuda.OutOfMemoryError
         # Every run is slower than the one before, the very first absurdly so.
-        return {"limit": 10.0, "mine": 15.0}[str(run)] * (1000.0 if len(turns) < 3 else 1.0 + 0.01 * (len(turns) // 2))
+        return {"limit": 10.0, "mine": 15.0}[str(run)] * (
+            1000.0 if len(turns) < 3 else 1.0 + 0.01 * ((len(turns) - 1) // 2)
+        )
 
     monkeypatch.setattr(benchmark, "_milliseconds", milliseconds)
     names = (LIMIT, "mine", "greedy", "absent")
@@ -112,8 +114,8 @@ def test_contenders_take_turns_with_the_limit(monkeypatch: pytest.MonkeyPatch) -
     runs: dict[str, object] = {n: n for n in names[:3]}
     got = {m.contender: m for m in benchmark._timed(found, runs, 3)}  # type: ignore[arg-type]
     assert turns == ["limit", "mine"] * 4 + ["limit", "greedy"]
-    assert got["mine"].ratio == pytest.approx(1.5) and got["mine"].spread == pytest.approx(0.0, abs=0.02)
-    assert got[LIMIT].ratio == 1.0 and got[LIMIT].milliseconds == pytest.approx(10.2, rel=0.01)
+    assert got["mine"].ratio == pytest.approx(1.5) and got["mine"].spread == pytest.approx(0.0)
+    assert got[LIMIT].ratio == 1.0 and got[LIMIT].milliseconds == pytest.approx(10.2)
     assert "out of memory" in got["greedy"].problem and got["greedy"].milliseconds is None
     assert got["absent"].problem == "not installed"
 
@@ -155,10 +157,15 @@ def test_json_keeps_everything_with_its_provenance(tmp_path: Path) -> None:
     write_json(results(), {"commit": "abc"}, file)
     document = json.loads(file.read_text())
     assert document["environment"] == {"commit": "abc"}
+    assert read_json(file) == (results(), {"commit": "abc"})
     first = document["results"][0]
     assert first["case"]["dtype"] == "bfloat16" and first["case"]["V"] == 151_936
     assert first["measured"][1]["errors"]["gradient"] == 2.5e-3
     assert first["measured"][2]["problem"] == "trl is not installed"
+    for wrong in ("{}", "[]", '{"schema": 2, "results": []}', '{"schema": 1, "environment": {}, "results": [{}]}'):
+        file.write_text(wrong)
+        with pytest.raises(UsageError, match="bench.json holds no results of ktonum bench"):
+            read_json(file)
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "results" / "README.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("**/*.md"))]
+SHOWN = re.findall(r"^ktonum bench .*--show .*$", "\n".join(page.read_text("utf-8") for page in PAGES), re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 def test_the_readme_shows_code() -> None:
     """What the parametrised tests below run on."""
     assert len(FILES) >= 5 and all(name.endswith(".py") for name in FILES), FILES.keys()
-    assert len(COMMANDS) == 3, COMMANDS
+    assert len(COMMANDS) == 4, COMMANDS
+    assert len(SHOWN) == 2, SHOWN
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -67,6 +70,26 @@ def test_the_audit_command(folder: Path) -> None:
     done = run(folder, sys.executable, "-m", *command.split())
     assert done.returncode == 0, done.stdout + done.stderr
     assert (folder / "report.json").is_file()
+
+
+@pytest.mark.parametrize("command", SHOWN)
+def test_results_are_shown_again(command: str, tmp_path: Path) -> None:
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+    done = run(tmp_path, sys.executable, "-m", *command.split())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "8 x 1024" in done.stdout and "GiB" in done.stdout
+
+
+def test_the_readme_has_the_figures_of_the_results() -> None:
+    """Each row of its table: times, memory and errors as `ktonum bench` wrote them."""
+    document = json.loads((ROOT / "benchmarks" / "results" / "h100-goals.json").read_text("utf-8"))
+    full, masked = ({m["contender"]: m for m in r["measured"]} for r in document["results"])
+    for name, m in full.items():
+        cells = [f"{m['milliseconds']:.1f} ms", f"{masked[name]['milliseconds']:.1f} ms"]
+        if m["peak_bytes"] is not None:
+            cells += [f"{m['peak_bytes'] / 2**30:.2f} GiB"]
+            cells += [f"{m['errors'][k]:.1e}".replace("e-0", "e-") for k in ("loss", "gradient")]
+        assert " | ".join(cells) in README.replace("**", ""), (name, cells)
 
 
 def test_the_two_commands_are_jobs_of_the_script() -> None:
