@@ -61,7 +61,9 @@ def _sequence_logps(
         if hidden is not None and w is not None and y is not None:
             heads[name] = Head(hidden, w, tensors[bias_name], y, ignore_index, allow_tf32)
     size = _stored_size(input, weight, target, store, workspace)
-    sums, logit_sums, others = forward_passes(heads, average=average, validate=validate, store=size)
+    # Triton launches on the current device, wherever the tensors are.
+    with torch.cuda.device_of(input):  # type: ignore[no-untyped-call]
+        sums, logit_sums, others = forward_passes(heads, average=average, validate=validate, store=size)
     none = sums.logps.new_empty(0)
     # The count is a CPU scalar, so that a backward reads it without waiting for the device.
     count = torch.tensor(sums.packing.count)
@@ -133,12 +135,13 @@ def _sequence_logps_backward(
     allow_tf32: bool,
     workspace: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`ktonum.kernels.sequences.sequence_gradients`, flat."""
+    """`ktonum.kernels.sequence_gradients.sequence_gradients`, flat."""
     head = Head(input, weight, bias, target, ignore_index, allow_tf32)
     # A backward does not read the forward's sums.
     sums = SequenceSums(upstream, statistics, Packing(rows, int(count)), exponentials)
     wanted = (input_gradient, weight_gradient, bias_gradient)
-    return sequence_gradients(head, upstream, sums, wanted=wanted, workspace=workspace)
+    with torch.cuda.device_of(input):  # type: ignore[no-untyped-call]
+        return sequence_gradients(head, upstream, sums, wanted=wanted, workspace=workspace)
 
 
 @_sequence_logps_backward.register_fake

@@ -109,7 +109,7 @@ def _first_run(
         if oracle is not None:
             measured = replace(measured, errors=errors_against(oracle, loss, inputs))
     except Exception as error:  # Whatever a published loss raises is a line of the table, not its end.
-        measured = replace(measured, problem=f"{type(error).__name__}: {str(error).splitlines()[0][:120]}")
+        measured = replace(measured, problem=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}")
     with _gradients_freed(inputs):
         pass
     return measured
@@ -163,8 +163,9 @@ def _timed(found: dict[str, Measured], runs: dict[str, Callable[[], None]], roun
                 ratio=statistics.median(ratios),
                 spread=max(ratios) - min(ratios),
             )
-    if limits:
-        timed[LIMIT] = Measured(LIMIT, statistics.median(limits), 1.0, 0.0)
+    if not limits:
+        limits = [_milliseconds(runs[LIMIT]) for _ in range(rounds + 1)][1:]
+    timed[LIMIT] = Measured(LIMIT, statistics.median(limits), 1.0, 0.0)
     for name, measured in found.items():
         yield timed.get(name, measured)
 

@@ -33,7 +33,7 @@ class BenchmarkRequest:
     Attributes:
         cases: Names of cases or groups; empty for all.
         contenders: Names; empty for every one that is installed.
-        rounds: Timed rounds a case.
+        rounds: Timed rounds of each contender.
         json, plot: Files to write, or None.
         files: Show the results in these files instead of measuring any; needs no GPU.
     """
@@ -61,12 +61,16 @@ def benchmark_command(request: BenchmarkRequest, environment: Mapping[str, Any])
         raise UsageError(f"unknown contender {unknown[0]!r}: use {', '.join(known)}")
     if request.rounds < 1:
         raise UsageError(f"--rounds {request.rounds}: use 1 or more")
+    if request.files and (request.cases or request.contenders or request.json):
+        raise UsageError("--show shows what is in its files: drop --case, --contender and --json")
     console = Console(highlight=False)
     results: list[CaseResult] = []
+    titles: list[str] = []
     if request.files:
         for file in request.files:
             read, environment = read_json(Path(file))
             results += read
+            titles.append(_title(environment))
             _introduce(environment, console)
             for result in read:
                 print_case(result, console)
@@ -76,6 +80,7 @@ def benchmark_command(request: BenchmarkRequest, environment: Mapping[str, Any])
             "memory for every case); `ktonum doctor` says what is missing"
         )
     else:
+        titles.append(_title(environment))
         _introduce(environment, console)
         for case in cases:
             measured = measure_case(case, device=torch.device("cuda"), rounds=request.rounds, names=request.contenders)
@@ -88,12 +93,13 @@ def benchmark_command(request: BenchmarkRequest, environment: Mapping[str, Any])
     for met, line in goal_lines(results):
         console.print(line, style=None if met else "bold")
     if request.plot is not None:
-        draw_plot(results, _title(environment), Path(request.plot))
+        draw_plot(results, "; ".join(dict.fromkeys(titles)), Path(request.plot))
     return 0
 
 
 def _title(environment: Mapping[str, Any]) -> str:
-    return f"{environment['device']['name']}, torch {environment['packages']['torch']}, {environment['date']}"
+    device, packages = environment["device"], environment["packages"]
+    return f"{device['name']}, torch {packages.get('torch')}, {environment['date']}"
 
 
 def _introduce(environment: Mapping[str, Any], console: Console) -> None:

@@ -32,7 +32,7 @@ class Contender:
     Attributes:
         name: What the table calls it.
         package: The distribution it comes from.
-        make: Builds it once a case, so that caches and compiled code do not pass from case to case.
+        make: Builds it, anew for each case, so that caches and compiled code do not pass from case to case.
         kl_sequences: Whether it takes KL sequences.
     """
 

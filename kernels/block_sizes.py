@@ -41,9 +41,8 @@ class BlockSizes:
 # half a tile on its way out; groups of 8, 16 and 32 were alike within 2 %.
 _DESCRIPTORS = BlockSizes(128, 256, 64, descriptors=True, stages=4)
 _DESCRIPTORS_STORED = BlockSizes(128, 256, 64, descriptors=True)
-# Compiled for sm_100, not measured there: 128 × 256 spills.
-_DESCRIPTORS_AFTER_HOPPER = BlockSizes(128, 128, 64, descriptors=True, stages=4)
-# Unaligned operands on Hopper and later. The small tile leaves registers for a second accumulator.
+# Unaligned operands on Hopper, and all on later devices, of which some have 99 KiB of shared memory a block. The small
+# tile leaves registers for a second accumulator.
 _SIXTEEN_BIT = BlockSizes(128, 128, 64, promote=8, stages=4)
 # Below sm_90 a block has at most 163 KiB of shared memory (sm_80) or 99 KiB (sm_86, sm_89).
 _SIXTEEN_BIT_BEFORE_HOPPER = BlockSizes(128, 128, 32, promote=16)
@@ -78,8 +77,6 @@ def block_sizes(
         return _FLOAT64
     if dtype == torch.float32:
         return _FLOAT32
-    if descriptors and capability >= (10, 0):
-        return _DESCRIPTORS_AFTER_HOPPER
     if descriptors:
         return _DESCRIPTORS_STORED if stored else _DESCRIPTORS
     return _SIXTEEN_BIT if capability >= (9, 0) else _SIXTEEN_BIT_BEFORE_HOPPER

@@ -53,9 +53,9 @@ class RowStatistics:
     factor: Tensor
 
 
-def _logit_scale(dtype: torch.dtype, hidden: int, device: torch.device, blocks: BlockSizes) -> float:
+def _logit_scale(hidden: int, device: torch.device, blocks: BlockSizes) -> float:
     """log₂ e, and what makes up for truncation where a product is not promoted."""
-    corrected = blocks.descriptors and not INTERPRETED and capability(device)[0] == 9
+    corrected = blocks.descriptors and not INTERPRETED
     return float(LOG2_E.value) * (1 + _TRUNCATION * hidden * corrected)
 
 
@@ -96,7 +96,7 @@ def _launch_logits(
         first_column=first,
         column_count=last - first,
         hidden=hidden,
-        scale=_logit_scale(input.dtype, hidden, input.device, blocks),
+        scale=_logit_scale(hidden, input.device, blocks),
         stride_input_row=input.stride(0),
         stride_input_hidden=input.stride(1),
         stride_weight_row=weight.stride(0),
@@ -149,7 +149,7 @@ def row_statistics(
         input: x, (N, H), any strides.
         weight: W, (V, H), any strides, dtype of ``input``.
         bias: b, (V,), contiguous, or None.
-        target: (N,), int64, contiguous; values outside [0, V) give a log-probability of −lse, to be masked.
+        target: (N,), int64, contiguous; values outside [0, V) count as a logit of 0 beside all others, to be masked.
         statistics: Written.
         slab: Filled with the exponentials of the first C columns, as `exponentials` would, (N, C), of `slab_dtype`; C
             is V or a multiple of 256. None to store nothing.

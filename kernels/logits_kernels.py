@@ -221,7 +221,7 @@ def logits_kernel(
             z += (bias * LOG2_E)[None, :]
         if (column_tile + 1) * BLOCK_COLUMNS > column_count:
             z = tl.where(column_mask[None, :], z, float("-inf"))
-        # Rows past the end get e = 0, which no cast overflows.
+        # Rows past the end get e = 0 where nothing is relative to the tile: no cast overflows.
         shift = tl.load(shift_ptr + rows, mask=row_mask, other=float("inf")).to(ACCUMULATOR)
         if STATISTICS:
             largest = tl.max(z, axis=1)

@@ -59,16 +59,19 @@ def forward_passes(
         found = [_counts(head) for head in _by_target(heads).values()]
         counts = Fetch(found[0] if len(found) == 1 else torch.cat(found))
     # The device sums columns while the host waits for the counts and launches the first pass.
-    weight_sums, largest_weight = launch.column_sums(policy.weight)
+    columns = {PASSES[n][1]: launch.column_sums(h.weight) for n, h in heads.items() if validate or h is policy}
     packings = _packings(heads, counts, average, validate)
     others = {
         name: sequence_sums(head, packings[PASSES[name][3]]).logps for name, head in heads.items() if head is not policy
     }
-    logit_sums, largest_logit = _logit_sums(policy, weight_sums, largest_weight)
-    flags = Fetch(_flags(logit_sums, largest_logit, policy, others)) if validate else None
+    flags = None
+    logit_sums, largest = _logit_sums(policy, *columns["weight"])
+    if validate:
+        bounds = {name: _logit_sums(head, *columns[PASSES[name][1]]) for name, head in heads.items() if name in others}
+        flags = Fetch(_flags({"policy": (logit_sums, largest), **bounds}, policy.input.dtype))
     sums = sequence_sums(policy, packings["target"], store=store)
     if flags is not None:
-        _check_flags(flags.values(), heads, sums, others)
+        _check_flags(flags.values(), heads, {"policy": sums.logps, **others})
     return sums, logit_sums, others
 
 
@@ -128,24 +131,21 @@ def _logit_sums(head: Head, weight_sums: Tensor, largest_weight: Tensor) -> tupl
     return sums, largest
 
 
-def _flags(logit_sums: Tensor, largest_logit: Tensor, policy: Head, others: Mapping[str, Tensor]) -> Tensor:
-    """Which of policy's inputs and the other passes' results are in order: (1 + others,), 1 or 0."""
+def _flags(bounds: Mapping[str, tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
+    """Whether each pass' inputs are finite and no logit of theirs can overflow, from `_logit_sums`: 1 or 0 each."""
     # Far enough from the accumulator's largest number that log₂ e times it is one too.
-    top = torch.finfo(torch.promote_types(policy.input.dtype, torch.float32)).max / 4
-    sound = logit_sums.isfinite().all() & (largest_logit < top)
-    return torch.stack([sound, *(logps.isfinite().all() for logps in others.values())])
+    top = torch.finfo(torch.promote_types(dtype, torch.float32)).max / 4
+    return torch.stack([sums.isfinite().all() & (largest < top) for sums, largest in bounds.values()])
 
 
-def _check_flags(
-    flags: list[float], heads: Mapping[str, Head], sums: SequenceSums, others: Mapping[str, Tensor]
-) -> None:
-    for name, sound in zip(("policy", *others), flags, strict=True):
+def _check_flags(flags: list[float], heads: Mapping[str, Head], logps: Mapping[str, Tensor]) -> None:
+    for name, sound in zip(logps, flags, strict=True):
         if sound:
             continue
         head, (input_name, weight_name, bias_name, _) = heads[name], PASSES[name]
         refuse_nonfinite(**{input_name: head.input, weight_name: head.weight, bias_name: head.bias})
         # Very large inputs might have overflowed; now it is known.
-        if not bool((sums.logps if name == "policy" else others[name]).isfinite().all()):
+        if not bool(logps[name].isfinite().all()):
             raise InputError(
                 f"a log-probability is not finite although {input_name} and {weight_name} are: their products overflow "
                 f"float32; scale them down"

@@ -60,7 +60,9 @@ def target_logits_kernel(
         logit += tl.load(bias_ptr + target, mask=known, other=0.0).to(tl.float64)
     logit *= LOG2_E
     tl.store(logit_ptr + rows, logit, mask=row_mask)
-    tl.store(shift_ptr + rows, logit.to(shift_ptr.dtype.element_ty), mask=row_mask)
+    # An infinite one, by a bias of -inf, is nothing that exponentials could be relative to.
+    shift = tl.where(logit == float("-inf"), 0.0, logit)
+    tl.store(shift_ptr + rows, shift.to(shift_ptr.dtype.element_ty), mask=row_mask)
 
 
 @triton.jit(do_not_specialize=["row_count", "tile_count"])
@@ -105,17 +107,19 @@ def reduce_tiles_kernel(
         total = total * tl.exp2(maximum - base) + tl.sum(s * tl.exp2(m - base[None, :]), axis=0)
         maximum = new_maximum
     logit = tl.load(target_logit_ptr + rows, mask=row_mask, other=0.0)
-    # log₂ S; −inf where there is no other entry.
     # Not `total > 0`: a NaN must come through.
     none = total == 0.0
-    others = tl.where(none, float("-inf"), maximum - logit + tl.log2(tl.where(none, 1.0, total)))
+    rest = tl.where(none, float("-inf"), maximum + tl.log2(tl.where(none, 1.0, total)))
+    # log₂ S; −inf where there is no other entry.
+    others = rest - logit
     # log(1 + S) = max(log S, 0) + log1p(x) with x = min(S, 1/S); log1p(x) = x log(1 + x) / ((1 + x) − 1), Kahan's.
     x = tl.exp2(-tl.abs(others))
     w = 1.0 + x
     log1p = tl.where(w == 1.0, x, tl.log(w) * x / tl.where(w == 1.0, 1.0, w - 1.0))
     surprise = tl.maximum(others, 0.0) * LN_2 + log1p
     tl.store(token_logp_ptr + rows, -surprise, mask=row_mask)
-    logsumexp = logit + surprise * LOG2_E
+    # Not logit + surprise: they may be −inf and inf.
+    logsumexp = tl.maximum(logit, rest) + log1p * LOG2_E
     shift = tl.load(shift_ptr + rows, mask=row_mask, other=0.0)
     far = logsumexp - shift.to(tl.float64) > LARGEST_EXPONENT
     if TILE_RELATIVE:

@@ -95,7 +95,7 @@ def bench(
     contender: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Repeatable [default: every one installed]")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Timed rounds of a case.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Timed rounds of each contender.")] = 8,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the results as JSON.")] = None,
     plot: Annotated[str | None, typer.Option(metavar="FILE", help="Draw time, memory and growth.")] = None,
     show: Annotated[

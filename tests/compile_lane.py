@@ -129,7 +129,7 @@ def logits(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
             tile |= {"HAS_BIAS": not aligned, "EVEN_HIDDEN": aligned} | constants
             given = shared | pointers | ({} if constants["STATISTICS"] else kept)
             yield Variant(logits_kernel, dtype, given, tile, options, aligned, name)
-    if dtype.itemsize == 2 and capability >= 90:
+    if dtype.itemsize == 2 and capability == 90:
         for mode, constants in modes.items():
             tile, options = tiles(dtype, capability, descriptors=True, stored=constants["STORE"])
             rows, columns, hidden = (tile[f"BLOCK_{n}"] for n in ("ROWS", "COLUMNS", "HIDDEN"))
@@ -158,7 +158,7 @@ def gradients(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
     yield Variant(bias_gradient_kernel, dtype, shared | {"grad_ptr": f"*{accumulator}"}, constants, {}, True, "aligned")
     constants = {"BLOCK_ROWS": 4, "BLOCK_HIDDEN": 512}
     yield Variant(finish_input_gradient_kernel, dtype, shared, constants, {}, True, "aligned")
-    if dtype.itemsize == 2 and capability >= 90:
+    if dtype.itemsize == 2 and capability == 90:
         described = {
             "slab": descriptor(pointee, blocks.rows, blocks.columns),
             "weighted_input": descriptor(pointee, blocks.rows, blocks.hidden),
@@ -176,7 +176,7 @@ def gradients(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
         yield Variant(weight_gradient_kernel, dtype, shared | described, constants, options, True, "descriptors")
 
 
-def rows(dtype: torch.dtype) -> Iterator[Variant]:
+def rows(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
     """The kernels that go row by row."""
     pointee, accumulator = _POINTEES[dtype], _POINTEES[accumulator_dtype(dtype)]
     doubles = {f"{n}_ptr": "*fp64" for n in ("logit", "target_logit", "token_logp", "row_shift", "row_factor")}
@@ -189,7 +189,8 @@ def rows(dtype: torch.dtype) -> Iterator[Variant]:
     yield Variant(
         reduce_tiles_kernel, dtype, pointers, relative | {"BLOCK_ROWS": 32, "BLOCK_TILES": 32}, {}, True, "aligned"
     )
-    width = block_sizes(dtype, descriptors=dtype.itemsize == 2).columns
+    descriptors = dtype.itemsize == 2 and capability == 90
+    width = block_sizes(dtype, capability=divmod(capability, 10), descriptors=descriptors).columns
     constants = {"BLOCK_ROWS": 256, "BLOCK_COLUMNS": width, "ROWS_AT_A_TIME": 32}
     yield Variant(rescale_slab_kernel, dtype, pointers, constants, {}, True, "aligned")
     sums = pointers | {"sum_ptr": "*fp64", "largest_ptr": f"*{accumulator}"}
@@ -203,7 +204,7 @@ def variants(capability: int) -> Iterator[Variant]:
     for dtype in _POINTEES:
         yield from logits(dtype, capability)
         yield from gradients(dtype, capability)
-        yield from rows(dtype)
+        yield from rows(dtype, capability)
     counts = {"target_ptr": "*i64", "count_ptr": "*i64"}
     yield Variant(count_targets_kernel, torch.int64, counts, {"BLOCK": 2048}, {"num_warps": 8}, True, "aligned")
 

@@ -181,3 +181,23 @@ def test_without_a_gpu_it_says_what_it_needs() -> None:
         benchmark_command(BenchmarkRequest(contenders=("ligr",)), {})
     with pytest.raises(UsageError, match="--rounds 0"):
         benchmark_command(BenchmarkRequest(rounds=0), {})
+    with pytest.raises(UsageError, match="--show shows what is in its files: drop --case"):
+        benchmark_command(BenchmarkRequest(cases=("small",), files=("some.json",)), {})
+
+
+def test_results_are_shown_without_measuring(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    environment = {"device": {"name": "a GPU"}, "packages": {"torch": "2"}, "date": "today", "commit": "abc"}
+    write_json(results(), environment, tmp_path / "bench.json")
+    request = BenchmarkRequest(files=(str(tmp_path / "bench.json"),), plot=str(tmp_path / "bench.png"))
+    assert benchmark_command(request, {}) == 0
+    printed = capsys.readouterr().out
+    assert "a GPU, torch 2, today, commit abc" in printed and "8 x 1024" in printed and "MISSED" in printed
+    assert (tmp_path / "bench.png").is_file()
+
+
+def test_a_case_that_no_contender_ran_still_has_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "_milliseconds", lambda run: 10.0)
+    found = {LIMIT: Measured(LIMIT), "absent": Measured("absent", problem="not installed")}
+    got = {m.contender: m for m in benchmark._timed(found, {LIMIT: lambda: None}, 2)}
+    assert got[LIMIT].milliseconds == 10.0 and got["absent"].problem == "not installed"
+    print_case(CaseResult(CASES[0], tuple(got.values())), Console(file=io.StringIO()))

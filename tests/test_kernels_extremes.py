@@ -197,3 +197,22 @@ def test_a_tile_without_a_finite_logit(
             assert not bool(found[256:512].any()), name
             found = torch.cat((found[:256], found[512:]))
         assert not (problems := objections(found, expected.gradients[name], spread[name])), (name, problems)
+
+
+@pytest.mark.parametrize("path", PATHS[:2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_impossible_target_leaves_the_other_sequences_alone(
+    dtype: torch.dtype, path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bias of -inf at one target: its sequence has no log-probability, and all gradients stay finite."""
+    inputs = draw(Recipe(dims=(3, 5, 24, 304), dtype=dtype, masked=0.0, kl="(B,)"), device)
+    inputs.target[inputs.target == 7] = 8
+    inputs.target[1, 2] = 7
+    with torch.no_grad():
+        inputs.bias[7] = -math.inf  # type: ignore[index]
+    options = replace(options_of(path, inputs, monkeypatch), validate=False)
+    found = kernel_outcome(inputs, KTOConfig(), options=options)
+    assert bool(found.loss.isfinite())
+    assert all(bool(g.isfinite().all()) for g in found.gradients.values())
+    assert not bool(found.gradients["input"][1].any()), "where the sigmoid is saturated there is no gradient"
+    assert bool(found.gradients["input"][0].any())

@@ -189,14 +189,32 @@ def test_a_number_that_is_not_finite(recipe: Recipe, name: str, value: float, de
     assert loss.shape == ()
 
 
+@pytest.mark.parametrize("name", ["input", "ref_input", "kl_input", "kl_ref_input"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-def test_a_masked_hidden_state_that_is_not_finite(value: float, device: torch.device) -> None:
-    """The sum of logits takes masked tokens in."""
+def test_a_masked_hidden_state_that_is_not_finite(value: float, name: str, device: torch.device) -> None:
+    """No result shows it but the sum of logits, which takes masked tokens in."""
     inputs = draw(MODEL, device)
-    inputs.target[1, 2] = -100
-    inputs.input[1, 2, 3] = value
-    refuse(inputs, f"input[1, 2, 3] is {value}")
+    target = inputs.kl_target if name.startswith("kl") else inputs.target
+    assert target is not None
+    target[1, 2] = -100
+    getattr(inputs, name)[1, 2, 3] = value
+    refuse(inputs, f"{name}[1, 2, 3] is {value}")
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "ref_weight", "ref_bias"])
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_minus_infinity_for_a_token_that_is_no_target(name: str, device: torch.device) -> None:
+    """Its probability is 0, and every result finite."""
+    inputs = draw(MODEL, device)
+    for hidden in (inputs.input, inputs.ref_input, inputs.kl_input, inputs.kl_ref_input):
+        hidden.data[..., 0] = 1.0  # type: ignore[union-attr]
+    for target in (inputs.target, inputs.kl_target):
+        target[target == 7] = 8  # type: ignore[index]
+    at = (7, 0) if "weight" in name else (7,)
+    with torch.no_grad():
+        getattr(inputs, name)[at] = -torch.inf
+    refuse(inputs, f"{name}{list(at)} is -inf")
 
 
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
