@@ -109,17 +109,17 @@ def reduce_tiles_kernel(
     logit = tl.load(target_logit_ptr + rows, mask=row_mask, other=0.0)
     # Not `total > 0`: a NaN must come through.
     none = total == 0.0
-    rest = tl.where(none, float("-inf"), maximum + tl.log2(tl.where(none, 1.0, total)))
-    # log₂ S; −inf where there is no other entry.
-    others = rest - logit
+    rest = tl.log2(tl.where(none, 1.0, total))
+    # log₂ S; −inf where there is no other entry. The difference first: it is exactly 0 where M is the target's logit.
+    others = tl.where(none, float("-inf"), (maximum - logit) + rest)
     # log(1 + S) = max(log S, 0) + log1p(x) with x = min(S, 1/S); log1p(x) = x log(1 + x) / ((1 + x) − 1), Kahan's.
     x = tl.exp2(-tl.abs(others))
     w = 1.0 + x
     log1p = tl.where(w == 1.0, x, tl.log(w) * x / tl.where(w == 1.0, 1.0, w - 1.0))
     surprise = tl.maximum(others, 0.0) * LN_2 + log1p
     tl.store(token_logp_ptr + rows, -surprise, mask=row_mask)
-    # Not logit + surprise: they may be −inf and inf.
-    logsumexp = tl.maximum(logit, rest) + log1p * LOG2_E
+    # An impossible target is −inf and infinitely surprising.
+    logsumexp = tl.where(logit == float("-inf"), maximum + rest, logit + surprise * LOG2_E)
     shift = tl.load(shift_ptr + rows, mask=row_mask, other=0.0)
     far = logsumexp - shift.to(tl.float64) > LARGEST_EXPONENT
     if TILE_RELATIVE:
