@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.utils.deterministic
+from torch import Tensor
 
 from ktonum.checks.check import Check, held_to_bounds
 from ktonum.context import CaseContext
@@ -41,7 +42,18 @@ def _probes(context: CaseContext) -> list[Probe]:
     with poisoned_memory():
         actual = context.evaluate().tensors()
     # Against the clean run: where that is wrong, `forward` and `gradients` say so.
-    return held_to_bounds(context, actual=actual, expected=context.result.tensors(), scale=2.0)
+    oracle = context.oracle.tensors()
+    expected = {n: _without_poison(t, oracle[n]) for n, t in context.result.tensors().items() if n in oracle}
+    return held_to_bounds(context, actual=actual, expected=expected, scale=2.0)
+
+
+def _without_poison(clean: Tensor, oracle: Tensor) -> Tensor:
+    """``clean``, with the oracle's numbers where it is NaN and should not be.
+
+    Fresh memory of the clean run may hold an earlier run's poison, and NaN agrees with NaN: a planted unwritten tile
+    went unnoticed in one run of the test suite and not in the next.
+    """
+    return torch.where(clean.isnan() & oracle.isfinite(), oracle.to(clean.dtype), clean)
 
 
 CHECK = Check("written", "outputs and gradients are written in full, whatever lay in fresh memory", _probes)
