@@ -42,7 +42,7 @@ def _sequence_logps(
     store: bool,
     workspace: int,
 ) -> list[Tensor]:
-    """`ktonum.kernels.passes.forward_passes`, flat; see `_outputs`."""
+    """`ktonum.kernels.passes.forward_passes`, flat: policy, logit sums, `_FURTHER`, statistics, rows, count, stored."""
     tensors = {
         "input": input,
         "weight": weight,

@@ -1,9 +1,8 @@
 """`ktonum bench`: time, memory and error of KTO losses beside the matrix products that none can do without.
 
 Each contender takes turns with the limit, and its figure is the median over rounds of its time over the limit's just
-before. A GPU's clock follows its power: on an H100 the same product took 12.8 ms first and 13.4 ms a minute later, and
-a round that went through all contenders once made the limit 7 % faster than the contender behind it, because the one
-before it, at half the power, had let the device cool.
+before. A GPU's clock follows its power and warmth: on an H100 the same product took 12.8 ms first and 13.4 ms a minute
+later. In rounds through all contenders a figure depended on who ran before: 1.20 among eight, 1.07 among two.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -101,29 +99,25 @@ def _first_run(
         loss = contender.make()
         step = _step(loss, inputs)
         step()
-        with _gradients_freed(inputs):
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            step()
-            measured = replace(measured, peak_bytes=torch.cuda.max_memory_allocated() - before)
+        _free_gradients(inputs)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        measured = replace(measured, peak_bytes=torch.cuda.max_memory_allocated() - before)
+        _free_gradients(inputs)
         if oracle is not None:
             measured = replace(measured, errors=errors_against(oracle, loss, inputs))
     except Exception as error:  # Whatever a published loss raises is a line of the table, not its end.
         measured = replace(measured, problem=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}")
-    with _gradients_freed(inputs):
-        pass
+    _free_gradients(inputs)
     return measured
 
 
-@contextmanager
-def _gradients_freed(inputs: KTOInputs) -> Iterator[None]:
+def _free_gradients(inputs: KTOInputs) -> None:
     for name in _DIFFERENTIABLE:
         getattr(inputs, name).grad = None
     gc.collect()
     torch.cuda.empty_cache()
-    yield
-    for name in _DIFFERENTIABLE:
-        getattr(inputs, name).grad = None
 
 
 def _step(loss: Loss, inputs: KTOInputs) -> Callable[[], None]:

@@ -34,11 +34,11 @@ class BlockSizes:
     stages: int = 3
 
 
-# On an H100 (bf16, 8192 × 4096 × 151,936) logits with softmax statistics ran at 690 to 770 TFLOP/s with 128 × 256 tiles
-# through descriptors, beside 720 to 795 for cuBLAS' bare product; at 650 with 256 × 128; at 555 to 583 with 128 × 128
-# through pointers. The large tile leaves no registers to promote partial products (240 bytes of stack). Timed in turn
-# with cuBLAS, over its time: 0.96 with 4 stages where nothing is stored, 0.99 with 3 where shared memory must also hold
-# half a tile on its way out; groups of 8, 16 and 32 were alike within 2 %.
+# On an H100 (bf16, 8192 × 4096 × 151,936), in turns with cuBLAS' bare product and over its time: 1.06 stored, with 3
+# stages (4 are alike); 1.04 not stored, with 4 (1.02 with 3, another time). Groups of 8, 16, 22 and 32 row tiles: 1.06,
+# 1.06, 1.04, 1.09 stored and 1.09, 1.04, 1.01, 1.03 not, which is about what a repetition differs by. Through pointers,
+# 128 × 128 tiles ran at 555 to 583 TFLOP/s where cuBLAS ran at 790. The large tile leaves no registers to promote partial
+# products (240 bytes of stack).
 _DESCRIPTORS = BlockSizes(128, 256, 64, descriptors=True, stages=4)
 _DESCRIPTORS_STORED = BlockSizes(128, 256, 64, descriptors=True)
 # Unaligned operands on Hopper, and all on later devices, of which some have 99 KiB of shared memory a block. The small
@@ -53,8 +53,8 @@ _FLOAT64 = BlockSizes(32, 64, 32, warps=4, stages=2)
 _INTERPRETER = BlockSizes(128, 256, 64, promote=2)
 _INTERPRETER_DESCRIPTORS = BlockSizes(128, 256, 64, descriptors=True)
 
-#: Columns × hidden entries a tile. There: 740 to 780 TFLOP/s with the targets' terms, beside cuBLAS' 660 to 730
-#: without, which would take 3 ms more to add them before it rounds.
+#: Columns × hidden entries a tile. There, targets' terms included: 13.4 to 14.8 ms, 1.05 of cuBLAS' logits in turns,
+#: where cuBLAS' product without them took 14.0 to 15.4, and 16.5 through float32, to which they could be added.
 WEIGHT_GRADIENT = BlockSizes(64, 128, 256, descriptors=True)
 
 

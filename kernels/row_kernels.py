@@ -267,7 +267,7 @@ def scale_rows_kernel(
 ):
     """``scaled`` = factor_t x_t, the product in the factors' dtype, rounded to its own; (rows, hidden), contiguous.
 
-    A multiplication of two dtypes into a third took PyTorch three times as long (0.16 ms of a 56 ms step).
+    PyTorch's multiplication of two dtypes into a third took 0.16 ms of a 56 ms step on an H100; the bytes need 0.05.
     """
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     offsets = (tl.program_id(1) * BLOCK_HIDDEN + tl.arange(0, BLOCK_HIDDEN)).to(tl.int64)
