@@ -36,9 +36,9 @@ class BlockSizes:
 
 # On an H100 (bf16, 8192 × 4096 × 151,936), in turns with cuBLAS' bare product and over its time: 1.06 stored, with 3
 # stages (4 are alike); 1.04 not stored, with 4 (1.02 with 3, another time). Groups of 8, 16, 22 and 32 row tiles: 1.06,
-# 1.06, 1.04, 1.09 stored and 1.09, 1.04, 1.01, 1.03 not, which is about what a repetition differs by. Through pointers,
-# 128 × 128 tiles ran at 555 to 583 TFLOP/s where cuBLAS ran at 790. The large tile leaves no registers to promote partial
-# products (240 bytes of stack).
+# 1.06, 1.04, 1.09 stored and 1.09, 1.04, 1.01, 1.03 not, which is about what a repetition differs by. Through
+# pointers, 128 × 128 tiles ran at 555 to 583 TFLOP/s where cuBLAS ran at 790. The large tile leaves no registers to
+# promote partial products (240 bytes of stack).
 _DESCRIPTORS = BlockSizes(128, 256, 64, descriptors=True, stages=4)
 _DESCRIPTORS_STORED = BlockSizes(128, 256, 64, descriptors=True)
 # Unaligned operands on Hopper, and all on later devices, of which some have 99 KiB of shared memory a block. The small
