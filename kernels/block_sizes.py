@@ -36,22 +36,23 @@ class BlockSizes:
 
 # On an H100 (bf16, 8192 × 4096 × 151,936), in turns with cuBLAS' bare product and over its time: 1.06 stored, with 3
 # stages (4 are alike); 1.04 not stored, with 4 (1.02 with 3, another time). Groups of 8, 16, 22 and 32 row tiles: 1.06,
-# 1.06, 1.04, 1.09 stored and 1.09, 1.04, 1.01, 1.03 not, which is about what a repetition differs by. Through
-# pointers, 128 × 128 tiles ran at 555 to 583 TFLOP/s where cuBLAS ran at 790. The large tile leaves no registers to
-# promote partial products (240 bytes of stack).
-_DESCRIPTORS = BlockSizes(128, 256, 64, descriptors=True, stages=4)
-_DESCRIPTORS_STORED = BlockSizes(128, 256, 64, descriptors=True)
+# 1.06, 1.04, 1.09 stored and 1.09, 1.04, 1.01, 1.03 not; and whole steps in turns on another machine, of groups of 11,
+# 22 and 32 over those of 16: 0.998, 0.993, 0.992. Through pointers, 128 × 128 tiles ran at 555 to 583 TFLOP/s where
+# cuBLAS ran at 790. The large tile leaves no registers to promote partial products (240 bytes of stack).
+_DESCRIPTORS = BlockSizes(128, 256, 64, descriptors=True, group=22, stages=4)
+_DESCRIPTORS_STORED = BlockSizes(128, 256, 64, descriptors=True, group=22)
 # Unaligned operands on Hopper, and all on later devices, of which some have 99 KiB of shared memory a block. The small
 # tile leaves registers for a second accumulator.
 _SIXTEEN_BIT = BlockSizes(128, 128, 64, promote=8, stages=4)
 # Below sm_90 a block has at most 163 KiB of shared memory (sm_80) or 99 KiB (sm_86, sm_89).
 _SIXTEEN_BIT_BEFORE_HOPPER = BlockSizes(128, 128, 32, promote=16)
-_FLOAT32 = BlockSizes(64, 128, 32)
-_FLOAT64 = BlockSizes(32, 64, 32, warps=4, stages=2)
+# 32 and 64 bits: products are the library's, and a program does nothing but bring tiles of them to exponentials.
+_SOFTMAX = BlockSizes(16, 256, 0, warps=4, stages=1)
 # The interpreter runs a program's statements one by one in NumPy: few large tiles keep its overhead down, and tiles
 # this small still give audits on a CPU several of them.
 _INTERPRETER = BlockSizes(128, 256, 64, promote=2)
 _INTERPRETER_DESCRIPTORS = BlockSizes(128, 256, 64, descriptors=True)
+_INTERPRETER_SOFTMAX = BlockSizes(128, 256, 0)
 
 #: Columns × hidden entries a tile. There, targets' terms included: 13.4 to 14.8 ms, 1.05 of cuBLAS' logits in turns,
 #: where cuBLAS' product without them took 14.0 to 15.4, and 16.5 through float32, to which they could be added.
@@ -71,12 +72,10 @@ def block_sizes(
     ``descriptors`` says whether the operands are laid out for them, see `ktonum.kernels.hardware.serves_descriptors`;
     ``stored`` whether exponentials are stored.
     """
+    if dtype.itemsize > 2:
+        return _INTERPRETER_SOFTMAX if interpreted else _SOFTMAX
     if interpreted:
         return _INTERPRETER_DESCRIPTORS if descriptors else _INTERPRETER
-    if dtype == torch.float64:
-        return _FLOAT64
-    if dtype == torch.float32:
-        return _FLOAT32
     if descriptors:
         return _DESCRIPTORS_STORED if stored else _DESCRIPTORS
     return _SIXTEEN_BIT if capability >= (9, 0) else _SIXTEEN_BIT_BEFORE_HOPPER

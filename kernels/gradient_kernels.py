@@ -18,7 +18,28 @@ import triton.language as tl
 
 from ktonum.kernels.logits_kernels import grouped_tile
 
-__all__ = ["add_target_terms_kernel", "bias_gradient_kernel", "weight_gradient_kernel"]
+__all__ = ["add_target_terms_kernel", "bias_gradient_kernel", "stretch_bounds_kernel", "weight_gradient_kernel"]
+
+
+@triton.jit(do_not_specialize=["count", "stretches", "vocabulary", "steps"])
+def stretch_bounds_kernel(
+    target_ptr, bound_ptr, count, stretches, vocabulary, steps, STRETCH: tl.constexpr, BLOCK: tl.constexpr
+):
+    """How many of the sorted targets are below each multiple of STRETCH, the last one cut at the vocabulary; int64.
+
+    By bisection, in as many steps as ``count`` has bits.
+    """
+    edges = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    edge = tl.minimum(edges.to(tl.int64) * STRETCH, vocabulary)
+    low = tl.zeros((BLOCK,), dtype=tl.int64)
+    high = low + count
+    for _ in range(0, steps):
+        middle = (low + high) // 2
+        open = low < high
+        below = tl.load(target_ptr + middle, mask=open, other=0) < edge
+        low = tl.where(open & below, middle + 1, low)
+        high = tl.where(open & (below == 0), middle, high)
+    tl.store(bound_ptr + edges, low, mask=edges <= stretches)
 
 
 @triton.jit
@@ -114,7 +135,7 @@ def weight_gradient_kernel(
         grad_rows.store([column_tile * BLOCK_COLUMNS, at + BLOCK_HIDDEN // 2], right.to(grad_rows.dtype))
 
 
-@triton.jit(do_not_specialize=["row_count", "column_count", "first_column"])
+@triton.jit(do_not_specialize=["row_count", "first_column"])
 def bias_gradient_kernel(
     slab_ptr,
     scale_ptr,
@@ -220,7 +241,7 @@ def add_target_terms_kernel(
         place += BLOCK_ROWS
         going = (tl.sum(more.to(tl.int32), axis=0) == BLOCK_ROWS) & (place < row_count)
     total += tl.where((target == last)[:, None], rest[None, :], 0.0)
-    local = target - first_target
+    local = (target - first_target).to(tl.int64)
     stored = here[:, None] & inside[None, :]
     at = grad_weight_ptr + local[:, None] * stride_grad_row + offsets[None, :]
     total += tl.load(at, mask=stored, other=0.0).to(ACCUMULATOR)

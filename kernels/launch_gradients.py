@@ -10,12 +10,19 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ktonum.kernels.block_sizes import WEIGHT_GRADIENT
-from ktonum.kernels.gradient_kernels import add_target_terms_kernel, bias_gradient_kernel, weight_gradient_kernel
+from ktonum.kernels.gradient_kernels import (
+    add_target_terms_kernel,
+    bias_gradient_kernel,
+    stretch_bounds_kernel,
+    weight_gradient_kernel,
+)
 from ktonum.kernels.hardware import ACCUMULATORS, INTERPRETED, programs, serves_descriptors
+from ktonum.kernels.launch_rows import Coefficients
 from ktonum.kernels.products import accumulator_dtype, product
-from ktonum.kernels.row_kernels import finish_input_gradient_kernel, scale_rows_kernel
+from ktonum.kernels.row_kernels import finish_input_gradient_kernel
+from ktonum.kernels.slabs import Slab
 
-__all__ = ["Rows", "Slab", "SortedTargets", "bias_gradient", "input_gradient", "scaled_rows", "weight_gradient"]
+__all__ = ["Rows", "SortedTargets", "bias_gradient", "input_gradient", "weight_gradient"]
 
 # Rows of the weight's gradient that exist in the accumulator's dtype at a time: 128 MiB at hidden size 4096.
 _WIDE_ROWS = 8192
@@ -28,7 +35,7 @@ class SortedTargets:
     """The rows by target, so that sums over the rows of one target need no atomics.
 
     Attributes:
-        target: Sorted, (N,), int64.
+        target: Sorted, (N,), int32.
         order: The row that each came from, (N,), int64; rows of one target in their own order.
         bounds: Where the targets of each stretch of the vocabulary begin, and where the last ends.
     """
@@ -40,22 +47,22 @@ class SortedTargets:
     @classmethod
     def of(cls, target: Tensor, vocabulary: int) -> SortedTargets:
         """Sort ``target``, (N,)."""
-        in_order, order = torch.sort(target, stable=True)
-        edges = torch.arange(triton.cdiv(vocabulary, _STRETCH) + 1, device=target.device) * _STRETCH
-        return cls(in_order, order, torch.searchsorted(in_order, edges.clamp(max=vocabulary)))
-
-
-@dataclass(frozen=True)
-class Slab:
-    """Exponentials of some vocabulary entries.
-
-    Attributes:
-        exponentials: e_tv, 0 at the targets, (N, columns), dtype of the hidden states.
-        first_column: The vocabulary entry of the first column, a multiple of 256.
-    """
-
-    exponentials: Tensor
-    first_column: int
+        # Sorting takes a pass for each byte.
+        in_order, order = torch.sort(target.int(), stable=True)
+        stretches = triton.cdiv(vocabulary, _STRETCH)
+        bounds = torch.empty(stretches + 1, dtype=torch.int64, device=target.device)
+        block = 1024 if INTERPRETED else 128
+        stretch_bounds_kernel[(triton.cdiv(stretches + 1, block),)](
+            in_order,
+            bounds,
+            count=len(target),
+            stretches=stretches,
+            vocabulary=vocabulary,
+            steps=len(target).bit_length(),
+            STRETCH=_STRETCH,
+            BLOCK=block,
+        )
+        return cls(in_order, order, bounds)
 
 
 @dataclass(frozen=True)
@@ -66,17 +73,13 @@ class Rows:
         input: x, (N, H), any strides.
         target: y, (N,), int64, contiguous.
         targets: The rows by target.
-        at_target: a_t = c_t (1 − p_{t,y_t}), (N,), accumulator's dtype.
-        elsewhere: −f_t c_t / scale, (N,), accumulator's dtype: times the scale, what e_tv counts at v ≠ y_t.
-        scale: A power of two that keeps them in range, a scalar, accumulator's dtype.
+        coefficients: What it counts.
     """
 
     input: Tensor
     target: Tensor
     targets: SortedTargets
-    at_target: Tensor
-    elsewhere: Tensor
-    scale: Tensor
+    coefficients: Coefficients
 
 
 def weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_input: Tensor) -> None:
@@ -85,7 +88,8 @@ def weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_input: T
     Args:
         grad_rows: The slab's rows of the weight's gradient, (columns, H), contiguous.
         slab, rows: See there.
-        weighted_input: −f_t c_t x_t / scale in the hidden states' dtype, (N, H), contiguous.
+        weighted_input: −f_t c_t x_t / scale in the hidden states' dtype, (N, H); or x_t, where that factor is in the
+            slab already.
     """
     e, x = slab.exponentials, rows.input
     if e.shape[0] and serves_descriptors(e, weighted_input, grad_rows) and x.stride(1) == 1:
@@ -95,7 +99,7 @@ def weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_input: T
         # Complete in the accumulator's dtype, so that it is rounded once: rounding the product before the targets'
         # terms are added doubled the error of float16's subnormal gradients.
         total = product(e[:, start : start + _WIDE_ROWS].t(), weighted_input)
-        total *= rows.scale
+        total *= rows.coefficients.scale
         _add_target_terms(total, slab.first_column + start, rows)
         grad_rows[start : start + _WIDE_ROWS] = total
 
@@ -105,15 +109,15 @@ def _fused_weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_i
     blocks = WEIGHT_GRADIENT
     tiles = triton.cdiv(columns, blocks.columns) * triton.cdiv(hidden, blocks.hidden)
     # The interpreter truncates on a cast to bfloat16.
-    written = torch.empty_like(grad_rows, dtype=rows.scale.dtype) if INTERPRETED else grad_rows
+    written = torch.empty_like(grad_rows, dtype=rows.coefficients.scale.dtype) if INTERPRETED else grad_rows
     weight_gradient_kernel[(programs(grad_rows.device, tiles, persistent=True),)](
         TensorDescriptor.from_tensor(slab.exponentials, [blocks.rows, blocks.columns]),
         TensorDescriptor.from_tensor(weighted_input, [blocks.rows, blocks.hidden]),
         # Half a tile's hidden entries, as the kernel stores them.
         TensorDescriptor.from_tensor(written, [blocks.columns, blocks.hidden // 2]),
-        rows.scale,
+        rows.coefficients.scale,
         rows.input,
-        rows.at_target,
+        rows.coefficients.at_target,
         rows.targets.target,
         rows.targets.order,
         rows.targets.bounds,
@@ -144,7 +148,7 @@ def _add_target_terms(grad_rows: Tensor, first_target: int, rows: Rows) -> None:
     add_target_terms_kernel[(triton.cdiv(count, block_rows), triton.cdiv(hidden, block_hidden))](
         grad_rows,
         rows.input,
-        rows.at_target,
+        rows.coefficients.at_target,
         rows.targets.target,
         rows.targets.order,
         row_count=count,
@@ -165,9 +169,9 @@ def bias_gradient(grad_rows: Tensor, slab: Slab, rows: Rows) -> None:
     count, columns = slab.exponentials.shape
     bias_gradient_kernel[(triton.cdiv(columns, _STRETCH),)](
         slab.exponentials,
-        rows.scale,
-        rows.elsewhere,
-        rows.at_target,
+        rows.coefficients.scale,
+        rows.coefficients.elsewhere,
+        rows.coefficients.at_target,
         rows.targets.target,
         rows.targets.order,
         rows.targets.bounds,
@@ -197,9 +201,9 @@ def input_gradient(grad: Tensor, places: Tensor, sums: Tensor, weight: Tensor, r
     written = torch.zeros_like(grad, dtype=sums.dtype) if INTERPRETED else grad
     finish_input_gradient_kernel[(triton.cdiv(count, block_rows), triton.cdiv(hidden, block_hidden))](
         sums,
-        rows.scale,
-        rows.elsewhere,
-        rows.at_target,
+        rows.coefficients.scale,
+        rows.coefficients.elsewhere,
+        rows.coefficients.at_target,
         rows.target,
         places,
         weight,
@@ -214,24 +218,3 @@ def input_gradient(grad: Tensor, places: Tensor, sums: Tensor, weight: Tensor, r
     )
     if written is not grad:
         grad.copy_(written)
-
-
-def scaled_rows(input: Tensor, factors: Tensor) -> Tensor:
-    """``factors_t x_t`` rounded once to x's dtype, (N, H), contiguous; x (N, H), any strides; factors (N,), wide."""
-    rows, hidden = input.shape
-    dtype = factors.dtype if INTERPRETED else input.dtype  # the interpreter truncates on a cast to bfloat16
-    scaled = torch.empty(rows, hidden, dtype=dtype, device=input.device)
-    block_rows, block_hidden = (64, 256) if INTERPRETED else (4, 512)
-    if rows:
-        scale_rows_kernel[(triton.cdiv(rows, block_rows), triton.cdiv(hidden, block_hidden))](
-            input,
-            factors,
-            scaled,
-            row_count=rows,
-            hidden=hidden,
-            stride_input_row=input.stride(0),
-            stride_input_hidden=input.stride(1),
-            BLOCK_ROWS=block_rows,
-            BLOCK_HIDDEN=block_hidden,
-        )
-    return scaled.to(input.dtype)

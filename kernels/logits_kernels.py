@@ -2,21 +2,16 @@
 
 The product of hidden states and head is fused with what the softmax needs of its tile. Tiles are independent, so the
 grid fills the GPU whatever the token count, and the reduction over tiles runs in a fixed order: results are
-deterministic.
-
-Everything is in units of log 2 (z₂ = z log₂ e), in which the hardware's exponential is.
+deterministic. Operands are of 16 bits: the products of wider ones are the library's, see `softmax_kernel`.
 """
 
 # Triton reads the annotations of jitted functions; they must stay objects, so no postponed evaluation here.
 import triton
 import triton.language as tl
 
-__all__ = ["LARGEST_EXPONENT", "LOG2_E", "grouped_tile", "logits_kernel"]
+from ktonum.kernels.softmax_kernels import tile_exponentials
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-#: Exponentials up to 2^80 are stored relative to the target's logit. Their row's factor, down to 2^-80, times a small
-#: coefficient is still far from bfloat16's and float32's underflow at 2^-126.
-LARGEST_EXPONENT = tl.constexpr(80.0)
+__all__ = ["grouped_tile", "logits_kernel"]
 
 
 @triton.jit
@@ -45,8 +40,6 @@ def products_from_pointers(
     stride_weight_hidden,
     EVEN_HIDDEN: tl.constexpr,
     UPCAST: tl.constexpr,
-    ACCUMULATOR: tl.constexpr,
-    PRECISION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
@@ -67,8 +60,8 @@ def products_from_pointers(
         weight_ptr + safe_columns[None, :] * stride_weight_row + offsets[:, None].to(tl.int64) * stride_weight_hidden
     )
     step = tl.full((), BLOCK_HIDDEN, tl.int64)
-    part = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=ACCUMULATOR)
-    z = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=ACCUMULATOR)
+    part = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
+    z = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
     for i in range(0, tl.cdiv(hidden, BLOCK_HIDDEN)):
         if EVEN_HIDDEN:
             x = tl.load(x_ptrs)
@@ -82,12 +75,12 @@ def products_from_pointers(
             x = x.to(tl.float32)
             w = w.to(tl.float32)
         if PROMOTE > 0:
-            part = tl.dot(x, w, part, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+            part = tl.dot(x, w, part)
             if i % PROMOTE == PROMOTE - 1:
                 z += part
-                part = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=ACCUMULATOR)
+                part = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
         else:
-            z = tl.dot(x, w, z, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+            z = tl.dot(x, w, z)
         x_ptrs += step * stride_input_hidden
         w_ptrs += step * stride_weight_hidden
     if PROMOTE > 0:
@@ -149,26 +142,16 @@ def logits_kernel(
     SLAB_SCALE: tl.constexpr,
     EVEN_HIDDEN: tl.constexpr,
     UPCAST: tl.constexpr,
-    ACCUMULATOR: tl.constexpr,
-    PRECISION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
     PROMOTE: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """e_tv = 2^(z₂_tv − m) for the columns [first_column, first_column + column_count), with z₂ = scale (x Wᵀ) + b₂.
+    """`tile_exponentials` of the columns [first_column, first_column + column_count), with z₂ = scale (x Wᵀ) + b₂.
 
-    e is 0 at the target: with S = Σ_{v ≠ y} e_v, relative to the target's own logit, 1 − p_y = S / (1 + S) keeps its
-    digits however near 1 p_y is. (A sum that includes the target has an error of 1e-7 of 1, not of S.)
-
-    ``input``, ``weight`` and ``slab`` are tensor descriptors, or pointers with strides. ``shift``, (rows,), is s_t.
-
-    With STATISTICS every (row, tile) has an m of its own, the row's s_t unless the tile's largest exponent would pass
-    LARGEST_EXPONENT, then (and always if TILE_RELATIVE) the largest z₂; m and Σ_v e_tv go to ``tile_shift`` and
-    ``tile_sum``, (column tiles of the vocabulary, rows), in the accumulator's dtype. Without it m = s_t.
-
-    With STORE, SLAB_SCALE e_tv goes to ``slab``, (rows, column_count), rounded to its dtype.
+    ``input``, ``weight`` and ``slab`` are tensor descriptors, or pointers with strides. With STORE, SLAB_SCALE e_tv
+    goes to ``slab``, (rows, column_count), rounded to its dtype.
     """
     row_tiles = tl.cdiv(row_count, BLOCK_ROWS)
     column_tiles = tl.cdiv(column_count, BLOCK_COLUMNS)
@@ -207,38 +190,27 @@ def logits_kernel(
                 stride_weight_hidden,
                 EVEN_HIDDEN,
                 UPCAST,
-                ACCUMULATOR,
-                PRECISION,
                 BLOCK_ROWS,
                 BLOCK_COLUMNS,
                 BLOCK_HIDDEN,
                 PROMOTE,
             )
-        # A number handed to a kernel arrives as float32.
-        z = z * LOG2_E if ACCUMULATOR == tl.float64 else z * scale
-        if HAS_BIAS:
-            bias = tl.load(bias_ptr + columns, mask=column_mask, other=0.0).to(ACCUMULATOR)
-            z += (bias * LOG2_E)[None, :]
-        if (column_tile + 1) * BLOCK_COLUMNS > column_count:
-            z = tl.where(column_mask[None, :], z, float("-inf"))
-        # Rows past the end get e = 0 where nothing is relative to the tile: no cast overflows.
-        shift = tl.load(shift_ptr + rows, mask=row_mask, other=float("inf")).to(ACCUMULATOR)
-        if STATISTICS:
-            largest = tl.max(z, axis=1)
-            if TILE_RELATIVE:
-                # A bias of -inf can leave a tile without a finite logit.
-                shift = tl.where(largest == float("-inf"), shift, largest)
-            else:
-                shift = tl.where(largest - shift > LARGEST_EXPONENT, largest, shift)
-        e = tl.exp2(z - shift[:, None])
-        target = tl.load(target_ptr + rows, mask=row_mask, other=-1) - (first_column + column_tile * BLOCK_COLUMNS)
-        # Of 128 × 256 tiles of a vocabulary of 151,936 one in five has a target.
-        if tl.max(((target >= 0) & (target < BLOCK_COLUMNS)).to(tl.int32), axis=0) == 1:
-            e = tl.where(tl.arange(0, BLOCK_COLUMNS)[None, :] == target[:, None], 0.0, e)
-        if STATISTICS:
-            at = (first_column // BLOCK_COLUMNS + column_tile).to(tl.int64) * row_count + rows
-            tl.store(tile_shift_ptr + at, shift, mask=row_mask)
-            tl.store(tile_sum_ptr + at, tl.sum(e, axis=1), mask=row_mask)
+        e = tile_exponentials(
+            z * scale,
+            rows,
+            first_column + column_tile * BLOCK_COLUMNS,
+            first_column + column_count,
+            row_count,
+            bias_ptr,
+            target_ptr,
+            shift_ptr,
+            tile_shift_ptr,
+            tile_sum_ptr,
+            HAS_BIAS,
+            STATISTICS,
+            TILE_RELATIVE,
+            BLOCK_COLUMNS,
+        )
         if STORE:
             if SLAB_SCALE != 1.0:
                 e *= SLAB_SCALE

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ktonum.errors import InputError
-from ktonum.kernels.autograd import detached_double, sequence_logps
+from ktonum.kernels.autograd import ScoringOptions, differentiable_formula, sequence_logps
 from ktonum.kernels.formula import (
     KTOConfig,
     LossType,
@@ -20,12 +20,17 @@ from ktonum.kernels.formula import (
     split_sums,
 )
 from ktonum.kernels.interface import KTOLoss, cast_for_autocast
+from ktonum.kernels.launch_formula import FormulaInputs
 from ktonum.kernels.validation import KTOInputs, check_structure
 
 __all__ = ["FusedLinearKTOLoss", "KernelOptions", "fused_linear_kto_loss"]
 
 #: Bytes of exponentials that a forward stores, unless told otherwise: 16,384 tokens at a vocabulary of 151,936 in bf16.
 DEFAULT_WORKSPACE = 5 * 2**30
+
+
+#: Small tensors that enter the formula as they are.
+_FINITE = ("ref_logps", "kl", "kl_ref_logps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +79,16 @@ def fused_linear_kto_loss(
     inputs = cast_for_autocast(inputs)
     check_structure(inputs, config)
 
-    def given(name: str) -> Tensor | None:
-        return detached_double(getattr(inputs, name), name=name, validate=options.validate)
-
-    # Small tensors first: their validation would wait for whatever kernels are under way.
-    reference_logps, kl, kl_reference = given("ref_logps"), given("kl"), given("kl_ref_logps")
-    sums = sequence_logps(
-        inputs,
+    given = {name: tensor.detach() for name, tensor in inputs.tensors().items() if name in _FINITE}
+    scoring = ScoringOptions(
         ignore_index=config.ignore_index,
         average=config.average_log_prob,
         allow_tf32=options.allow_tf32,
         validate=options.validate,
         workspace=options.workspace,
     )
+    sums = sequence_logps(inputs, given, scoring)
+    reference_logps, kl, kl_reference = (given[name].double() if name in given else None for name in _FINITE)
 
     def means(sums: Tensor, target: Tensor) -> Tensor:
         # Counting costs launches, which small batches wait for.
@@ -101,13 +103,16 @@ def fused_linear_kto_loss(
         if sums.kl_reference is not None:
             kl_reference = means(sums.kl_reference, inputs.kl_target)
         kl = kl_estimate(kl_logps, torch.zeros_like(kl_logps) if kl_reference is None else kl_reference)
+    out = torch.float64 if inputs.input.dtype == torch.float64 else torch.float32
+    if not torch.compiler.is_compiling():
+        formula = FormulaInputs(policy_logps, reference_logps, kl, inputs.preference_labels, sums.logits)
+        loss, metrics = differentiable_formula(formula, config, out)
+        return loss, metrics.unbind()
     # A sequence's log-ratio is a small difference of sums over thousands of tokens: float64 up to the loss.
     loss = reduce_losses(kto_losses(policy_logps, reference_logps, inputs.preference_labels, kl, config), config)
     with torch.no_grad():
         rewards = config.beta * (policy_logps if reference_logps is None else policy_logps - reference_logps)
-        # Together: each launch costs a small batch as much as its arithmetic.
         metrics = split_sums(torch.stack((policy_logps, sums.logits, rewards)), inputs.preference_labels)
-    out = torch.float64 if inputs.input.dtype == torch.float64 else torch.float32
     return loss.to(out), metrics.to(out).flatten().unbind()
 
 

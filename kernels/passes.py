@@ -7,16 +7,18 @@ backward is launched while it runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ktonum.errors import InputError
-from ktonum.kernels import launch
 from ktonum.kernels.fetching import Fetch
+from ktonum.kernels.frozen_heads import kept_column_sums
+from ktonum.kernels.launch_rows import ColumnSums, column_sums, count_targets, logit_sums
 from ktonum.kernels.packing import Packing, capturing
-from ktonum.kernels.sequences import Head, SequenceSums, sequence_sums
+from ktonum.kernels.sequences import Head, SequenceSums, Storage, sequence_sums
 from ktonum.kernels.validation import refuse_nonfinite
 
 __all__ = ["PASSES", "forward_passes"]
@@ -31,15 +33,16 @@ PASSES = {
 
 
 def forward_passes(
-    heads: Mapping[str, Head], *, average: bool, validate: bool, store: int
+    heads: Mapping[str, Head], finite: Mapping[str, Tensor], *, average: bool, validate: bool, storage: Storage
 ) -> tuple[SequenceSums, Tensor, dict[str, Tensor]]:
     """Log-probabilities of all sequences.
 
     Args:
         heads: By their names in `PASSES`; ``policy`` at least.
+        finite: Further tensors that must be finite, by name.
         average: The sums are to be divided by the numbers of unmasked tokens, so there must be one.
         validate: Check targets and finiteness.
-        store: For the policy, see `sequence_sums`.
+        storage: For the policy's exponentials.
 
     Returns:
         The policy's sums; its sums of all logits, (B,), float64; and the other passes' log-probabilities, (B,) each.
@@ -57,22 +60,52 @@ def forward_passes(
     counts = None
     if not capturing(policy.input):
         found = [_counts(head) for head in _by_target(heads).values()]
-        counts = Fetch(found[0] if len(found) == 1 else torch.cat(found))
-    # The device sums columns while the host waits for the counts and launches the first pass.
-    columns = {PASSES[n][1]: launch.column_sums(h.weight) for n, h in heads.items() if validate or h is policy}
+        # Nothing else is under way that this would wait for.
+        counts = (found[0] if len(found) == 1 else torch.cat(found)).tolist()
+    # The device sums columns while the host launches the first pass.
+    columns = {"weight": column_sums(policy.weight)}
+    for name, head in heads.items():
+        if validate and PASSES[name][1] not in columns:
+            columns[PASSES[name][1]] = kept_column_sums(head.weight)
     packings = _packings(heads, counts, average, validate)
     others = {
         name: sequence_sums(head, packings[PASSES[name][3]]).logps for name, head in heads.items() if head is not policy
     }
-    flags = None
-    logit_sums, largest = _logit_sums(policy, *columns["weight"])
+    bounded = {
+        name: _logit_sums(head, columns[PASSES[name][1]]) for name, head in heads.items() if validate or head is policy
+    }
+    soundness = None
     if validate:
-        bounds = {name: _logit_sums(head, *columns[PASSES[name][1]]) for name, head in heads.items() if name in others}
-        flags = Fetch(_flags({"policy": (logit_sums, largest), **bounds}, policy.input.dtype))
-    sums = sequence_sums(policy, packings["target"], store=store)
-    if flags is not None:
-        _check_flags(flags.values(), heads, {"policy": sums.logps, **others})
-    return sums, logit_sums, others
+        # A sum is finite if and only if each term is: they are far from float64's largest.
+        totals = [t.sum(dtype=torch.float64) for t in (*(sums for sums, _ in bounded.values()), *finite.values())]
+        soundness = Fetch(torch.stack([*(largest for _, largest in bounded.values()), *totals]))
+    sums = sequence_sums(policy, packings["target"], storage)
+    if soundness is not None:
+        _check(soundness.values(), heads, {"policy": sums.logps, **others}, list(bounded), finite)
+    return sums, bounded["policy"][0], others
+
+
+def _logit_sums(head: Head, columns: ColumnSums) -> tuple[Tensor, Tensor]:
+    return logit_sums(head.input, columns, None if head.bias is None else head.bias.contiguous())
+
+
+def _check(
+    found: list[float],
+    heads: Mapping[str, Head],
+    logps: Mapping[str, Tensor],
+    bounded: Sequence[str],
+    finite: Mapping[str, Tensor],
+) -> None:
+    """Refuse what is not finite. ``found``: bounds of the passes ``bounded``, their totals, totals of ``finite``."""
+    largest, totals, further = found[: len(bounded)], found[len(bounded) : 2 * len(bounded)], found[2 * len(bounded) :]
+    # Far enough from the accumulator's largest number that log₂ e times it is one too.
+    top = torch.finfo(torch.promote_types(heads["policy"].input.dtype, torch.float32)).max / 4
+    for name, bound, total in zip(bounded, largest, totals, strict=True):
+        if not (bound < top and math.isfinite(total)):
+            _refuse(name, heads[name], logps[name])
+    for (name, tensor), total in zip(finite.items(), further, strict=True):
+        if not math.isfinite(total):
+            refuse_nonfinite(**{name: tensor})
 
 
 def _by_target(heads: Mapping[str, Head]) -> dict[str, Head]:
@@ -84,16 +117,16 @@ def _by_target(heads: Mapping[str, Head]) -> dict[str, Head]:
 
 
 def _counts(head: Head) -> Tensor:
-    return launch.count_targets(head.target, head.weight.shape[0], head.ignore_index)
+    return count_targets(head.target, head.weight.shape[0], head.ignore_index)
 
 
-def _packings(heads: Mapping[str, Head], counts: Fetch | None, average: bool, validate: bool) -> dict[str, Packing]:
+def _packings(heads: Mapping[str, Head], counts: list[int] | None, average: bool, validate: bool) -> dict[str, Packing]:
     packings = {}
-    numbers = None if counts is None else iter(counts.values())
+    numbers = None if counts is None else iter(counts)
     for name, head in _by_target(heads).items():
         target, count = head.target, head.target.numel()
         if numbers is not None:
-            count, outside = int(next(numbers)), int(next(numbers))
+            count, outside = next(numbers), next(numbers)
             if validate and outside:
                 _refuse_target(name, head)
             if validate and average and count == 0:
@@ -115,38 +148,12 @@ def _refuse_target(name: str, head: Head) -> None:
     )
 
 
-def _logit_sums(head: Head, weight_sums: Tensor, largest_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ_t Σ_v z_tv = (Σ_t x_t) · (Σ_v w_v) + T Σ_v b_v, (B,), and a bound on every partial sum of a logit, a scalar.
-
-    float64; no pass over logits; masked tokens included. Where anything is not finite, neither are the sums.
-    """
-    # In the accumulator's dtype: asked for float64, torch first copies the tensor.
-    wide = torch.promote_types(head.input.dtype, torch.float32)
-    sums = head.input.sum(1, dtype=wide).double() @ weight_sums
-    largest = torch.linalg.vector_norm(head.input, float("inf"), dtype=wide).double() * largest_weight
-    largest = largest * head.input.shape[-1]
-    if head.bias is not None:
-        sums = sums + head.input.shape[1] * head.bias.sum(dtype=torch.float64)
-        largest = largest + torch.linalg.vector_norm(head.bias, float("inf"), dtype=wide).double()
-    return sums, largest
-
-
-def _flags(bounds: Mapping[str, tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
-    """Whether each pass' inputs are finite and no logit of theirs can overflow, from `_logit_sums`: 1 or 0 each."""
-    # Far enough from the accumulator's largest number that log₂ e times it is one too.
-    top = torch.finfo(torch.promote_types(dtype, torch.float32)).max / 4
-    return torch.stack([sums.isfinite().all() & (largest < top) for sums, largest in bounds.values()])
-
-
-def _check_flags(flags: list[float], heads: Mapping[str, Head], logps: Mapping[str, Tensor]) -> None:
-    for name, sound in zip(logps, flags, strict=True):
-        if sound:
-            continue
-        head, (input_name, weight_name, bias_name, _) = heads[name], PASSES[name]
-        refuse_nonfinite(**{input_name: head.input, weight_name: head.weight, bias_name: head.bias})
-        # Very large inputs might have overflowed; now it is known.
-        if not bool(logps[name].isfinite().all()):
-            raise InputError(
-                f"a log-probability is not finite although {input_name} and {weight_name} are: their products overflow "
-                f"float32; scale them down"
-            )
+def _refuse(name: str, head: Head, logps: Tensor) -> None:
+    """Say what of a pass is not finite, if anything is: very large inputs may have overflowed; now it is known."""
+    input_name, weight_name, bias_name, _ = PASSES[name]
+    refuse_nonfinite(**{input_name: head.input, weight_name: head.weight, bias_name: head.bias})
+    if not bool(logps.isfinite().all()):
+        raise InputError(
+            f"a log-probability is not finite although {input_name} and {weight_name} are: their products overflow "
+            f"float32; scale them down"
+        )

@@ -1,14 +1,12 @@
-"""Triton: what is computed row by row or column by column, beside the tiles of logits."""
+"""Triton: what is computed row by row, beside the tiles of logits."""
 
 # Triton reads the annotations of jitted functions; they must stay objects, so no postponed evaluation here.
 import triton
 import triton.language as tl
 
-from ktonum.kernels.logits_kernels import LARGEST_EXPONENT, LOG2_E
+from ktonum.kernels.softmax_kernels import LARGEST_EXPONENT, LOG2_E
 
 __all__ = [
-    "column_sums_kernel",
-    "count_targets_kernel",
     "finish_input_gradient_kernel",
     "reduce_tiles_kernel",
     "rescale_slab_kernel",
@@ -19,7 +17,7 @@ __all__ = [
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
-@triton.jit(do_not_specialize=["row_count", "vocabulary", "hidden"])
+@triton.jit(do_not_specialize=["row_count", "vocabulary"])
 def target_logits_kernel(
     input_ptr,
     weight_ptr,
@@ -72,8 +70,10 @@ def reduce_tiles_kernel(
     target_logit_ptr,
     shift_ptr,
     token_logp_ptr,
+    token_others_ptr,
     row_shift_ptr,
     row_factor_ptr,
+    differ_ptr,
     row_count,
     tile_count,
     TILE_RELATIVE: tl.constexpr,
@@ -86,14 +86,16 @@ def reduce_tiles_kernel(
     The tiles' sums leave out the target. KTO puts a sigmoid on a sum over thousands of tokens: float64 here costs
     nothing (one value a tile) and leaves the product itself as the only source of error.
 
-    Also what exponentials of the row are stored relative to, ``row_shift``: ``shift`` (the target's logit), or lse₂
-    where that is out of reach or TILE_RELATIVE, rounded to the dtype of ``shift``; and ``row_factor`` =
-    2^(row_shift − lse₂) / SLAB_SCALE, which makes probabilities of them. All results are float64, (rows,).
+    Also 1 − π(y) = S / (1 + S), ``token_others``; what exponentials of the row are stored relative to, ``row_shift``:
+    ``shift`` (the target's logit), or lse₂ where that is out of reach or TILE_RELATIVE, rounded to the dtype of
+    ``shift``; and ``row_factor`` = 2^(row_shift − lse₂) / SLAB_SCALE, which makes probabilities of them. All results
+    are float64, (rows,); ``differ``, int32, says for each block of rows whether some tile is relative to another shift.
     """
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row_mask = rows < row_count
     # Online over blocks of tiles: `maximum` and `total` stand for the tiles seen so far.
     maximum = tl.full((BLOCK_ROWS,), float("-inf"), tl.float64)
+    lowest = tl.full((BLOCK_ROWS,), float("inf"), tl.float64)
     total = tl.zeros((BLOCK_ROWS,), tl.float64)
     for start in range(0, tile_count, BLOCK_TILES):
         tiles = start + tl.arange(0, BLOCK_TILES)
@@ -102,6 +104,7 @@ def reduce_tiles_kernel(
         m = tl.load(tile_shift_ptr + at, mask=mask, other=float("-inf")).to(tl.float64)
         s = tl.load(tile_sum_ptr + at, mask=mask, other=0.0).to(tl.float64)
         new_maximum = tl.maximum(maximum, tl.max(m, axis=0))
+        lowest = tl.minimum(lowest, tl.min(tl.where(mask, m, float("inf")), axis=0))
         # Rows past the end stay at −inf: subtracting it from itself would give NaN.
         base = tl.where(row_mask, new_maximum, 0.0)
         total = total * tl.exp2(maximum - base) + tl.sum(s * tl.exp2(m - base[None, :]), axis=0)
@@ -118,6 +121,7 @@ def reduce_tiles_kernel(
     log1p = tl.where(w == 1.0, x, tl.log(w) * x / tl.where(w == 1.0, 1.0, w - 1.0))
     surprise = tl.maximum(others, 0.0) * LN_2 + log1p
     tl.store(token_logp_ptr + rows, -surprise, mask=row_mask)
+    tl.store(token_others_ptr + rows, tl.where(others >= 0.0, 1.0, x) / w, mask=row_mask)
     # An impossible target is −inf and infinitely surprising.
     logsumexp = tl.where(logit == float("-inf"), maximum + rest, logit + surprise * LOG2_E)
     shift = tl.load(shift_ptr + rows, mask=row_mask, other=0.0)
@@ -128,45 +132,51 @@ def reduce_tiles_kernel(
     tl.store(row_shift_ptr + rows, row_shift, mask=row_mask)
     factor = tl.exp2(row_shift - logsumexp) / SLAB_SCALE
     tl.store(row_factor_ptr + rows, factor, mask=row_mask)
+    differs = row_mask & ((maximum != row_shift) | (lowest != row_shift))
+    tl.store(differ_ptr + tl.program_id(0), tl.max(differs.to(tl.int32), axis=0))
 
 
-@triton.jit(do_not_specialize=["row_count", "column_count"])
+# Where the count of columns is known to be a multiple of 16, masks do not keep loads from being wide ones.
+@triton.jit(do_not_specialize=["row_count", "first_tile"])
 def rescale_slab_kernel(
     slab_ptr,
     tile_shift_ptr,
     row_shift_ptr,
+    differ_ptr,
     row_count,
+    first_tile,
     column_count,
     stride_slab_row,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
+    TILES: tl.constexpr,
     ROWS_AT_A_TIME: tl.constexpr,
 ):
-    """Brings exponentials that `logits_kernel` stored relative to ``tile_shift`` to their rows' common ``row_shift``.
+    """Brings exponentials that are stored relative to ``tile_shift`` to their rows' common ``row_shift``.
 
-    Tiles are BLOCK_COLUMNS wide from column 0 on; most have the row's shift already and are left as they are.
+    Tiles are BLOCK_COLUMNS wide; the slab's first is the vocabulary's ``first_tile``. ``differ``, of blocks of
+    BLOCK_ROWS rows, says where there is anything to do.
     """
-    first_row = tl.program_id(0) * BLOCK_ROWS
-    column_tile = tl.program_id(1)
-    local = column_tile * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    every_row = first_row + tl.arange(0, BLOCK_ROWS)
-    every_shift = tl.load(
-        tile_shift_ptr + column_tile.to(tl.int64) * row_count + every_row, mask=every_row < row_count, other=0.0
-    )
-    every_common = tl.load(row_shift_ptr + every_row, mask=every_row < row_count, other=0.0).to(every_shift.dtype)
-    if tl.max((every_shift != every_common).to(tl.int32), axis=0) == 1:
+    if tl.load(differ_ptr + tl.program_id(1)) != 0:
+        first_row = tl.program_id(1) * BLOCK_ROWS
+        # Neighbouring programs have neighbouring columns, so that they read the same pages of memory.
+        tiles = tl.program_id(0) * TILES + tl.arange(0, TILES)
+        local = tiles[:, None] * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
+        shifts = tile_shift_ptr + (first_tile + tiles).to(tl.int64)[None, :] * row_count
         for first in range(first_row, first_row + BLOCK_ROWS, ROWS_AT_A_TIME):
             rows = first + tl.arange(0, ROWS_AT_A_TIME)
             row_mask = rows < row_count
-            own = tl.load(tile_shift_ptr + column_tile.to(tl.int64) * row_count + rows, mask=row_mask, other=0.0)
+            here = row_mask[:, None] & (tiles * BLOCK_COLUMNS < column_count)[None, :]
+            own = tl.load(shifts + rows[:, None], mask=here, other=0.0)
             common = tl.load(row_shift_ptr + rows, mask=row_mask, other=0.0).to(own.dtype)
-            mask = row_mask[:, None] & (local < column_count)[None, :]
-            places = slab_ptr + (rows.to(tl.int64)[:, None] * stride_slab_row + local[None, :])
-            e = tl.load(places, mask=mask, other=0.0).to(own.dtype) * tl.exp2(own - common)[:, None]
-            tl.store(places, e.to(slab_ptr.dtype.element_ty), mask=mask)
+            if tl.max(tl.max((here & (own != common[:, None])).to(tl.int32), axis=1), axis=0) == 1:
+                mask = row_mask[:, None, None] & (local < column_count)[None, :, :]
+                places = slab_ptr + (rows.to(tl.int64)[:, None, None] * stride_slab_row + local[None, :, :])
+                e = tl.load(places, mask=mask, other=0.0).to(own.dtype) * tl.exp2(own - common[:, None])[:, :, None]
+                tl.store(places, e.to(slab_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["row_count", "vocabulary", "hidden"])
+@triton.jit(do_not_specialize=["row_count", "vocabulary"])
 def finish_input_gradient_kernel(
     sum_ptr,
     scale_ptr,
@@ -204,76 +214,28 @@ def finish_input_gradient_kernel(
     tl.store(grad_ptr + place, total.to(grad_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["row_count", "rows_each", "hidden"])
-def column_sums_kernel(
-    weight_ptr,
-    sum_ptr,
-    largest_ptr,
-    row_count,
-    rows_each,
-    hidden,
-    stride_weight_row,
-    stride_weight_hidden,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_HIDDEN: tl.constexpr,
-):
-    """Σ_v w_v, float64, and max_v |w_v| over stretches of ``rows_each`` rows: (stretches, hidden)."""
-    stretch = tl.program_id(0)
-    offsets = tl.program_id(1) * BLOCK_HIDDEN + tl.arange(0, BLOCK_HIDDEN)
-    inside = offsets < hidden
-    total = tl.zeros((BLOCK_ROWS, BLOCK_HIDDEN), dtype=largest_ptr.dtype.element_ty)
-    largest = tl.zeros((BLOCK_ROWS, BLOCK_HIDDEN), dtype=largest_ptr.dtype.element_ty)
-    stop = tl.minimum((stretch + 1) * rows_each, row_count)
-    for first in range(stretch * rows_each, stop, BLOCK_ROWS):
-        rows = first + tl.arange(0, BLOCK_ROWS)
-        at = rows[:, None].to(tl.int64) * stride_weight_row + offsets[None, :].to(tl.int64) * stride_weight_hidden
-        w = tl.load(weight_ptr + at, mask=(rows < stop)[:, None] & inside[None, :], other=0.0).to(total.dtype)
-        total += w
-        largest = tl.maximum(largest, tl.abs(w))
-    at = stretch.to(tl.int64) * hidden + offsets
-    tl.store(sum_ptr + at, tl.sum(total.to(tl.float64), axis=0), mask=inside)
-    tl.store(largest_ptr + at, tl.max(largest, axis=0), mask=inside)
-
-
-@triton.jit(do_not_specialize=["count", "vocabulary", "ignore_index"])
-def count_targets_kernel(target_ptr, count_ptr, count, vocabulary, ignore_index, BLOCK: tl.constexpr):
-    """``count[0]``: targets that are not ``ignore_index``; ``count[1]``: those of them outside the vocabulary; int64.
-
-    One program: the host waits for it before it can launch anything else, and several small kernels took 0.3 ms.
-    """
-    unmasked = tl.zeros((BLOCK,), dtype=tl.int64)
-    outside = tl.zeros((BLOCK,), dtype=tl.int64)
-    for first in range(0, count, BLOCK):
-        places = first + tl.arange(0, BLOCK)
-        target = tl.load(target_ptr + places, mask=places < count, other=0)
-        taken = (places < count) & (target != ignore_index)
-        unmasked += taken.to(tl.int64)
-        outside += (taken & ((target < 0) | (target >= vocabulary))).to(tl.int64)
-    tl.store(count_ptr, tl.sum(unmasked, axis=0))
-    tl.store(count_ptr + 1, tl.sum(outside, axis=0))
-
-
-@triton.jit(do_not_specialize=["row_count", "hidden"])
+@triton.jit(do_not_specialize=["row_count"])
 def scale_rows_kernel(
-    input_ptr,
+    rows_ptr,
     factor_ptr,
     scaled_ptr,
     row_count,
-    hidden,
-    stride_input_row,
-    stride_input_hidden,
+    column_count,
+    stride_rows_row,
+    stride_rows_hidden,
+    stride_scaled_row,
     BLOCK_ROWS: tl.constexpr,
-    BLOCK_HIDDEN: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
 ):
-    """``scaled`` = factor_t x_t, the product in the factors' dtype, rounded to its own; (rows, hidden), contiguous.
+    """``scaled_t`` = factor_t rows_t, the product in the factors' dtype, rounded to its own; (rows, columns).
 
     PyTorch's multiplication of two dtypes into a third took 0.16 ms of a 56 ms step on an H100; the bytes need 0.05.
     """
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    offsets = (tl.program_id(1) * BLOCK_HIDDEN + tl.arange(0, BLOCK_HIDDEN)).to(tl.int64)
-    mask = (rows < row_count)[:, None] & (offsets < hidden)[None, :]
+    offsets = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)).to(tl.int64)
+    mask = (rows < row_count)[:, None] & (offsets < column_count)[None, :]
     factor = tl.load(factor_ptr + rows, mask=rows < row_count, other=0.0)
-    at = rows.to(tl.int64)[:, None] * stride_input_row + offsets[None, :] * stride_input_hidden
-    x = tl.load(input_ptr + at, mask=mask, other=0.0).to(factor.dtype)
-    place = rows.to(tl.int64)[:, None] * hidden + offsets[None, :]
+    at = rows.to(tl.int64)[:, None] * stride_rows_row + offsets[None, :] * stride_rows_hidden
+    x = tl.load(rows_ptr + at, mask=mask, other=0.0).to(factor.dtype)
+    place = rows.to(tl.int64)[:, None] * stride_scaled_row + offsets[None, :]
     tl.store(scaled_ptr + place, (factor[:, None] * x).to(scaled_ptr.dtype.element_ty), mask=mask)

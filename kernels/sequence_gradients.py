@@ -1,20 +1,19 @@
 """Gradients of sequences' log-probabilities, on plain tensors.
 
-`ktonum.kernels.autograd` makes a differentiable operator of this and `ktonum.kernels.sequences`.
+`ktonum.kernels.autograd` makes a differentiable function of this and `ktonum.kernels.sequences`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from ktonum.kernels import launch, launch_gradients
-from ktonum.kernels.launch_gradients import Rows, Slab, SortedTargets
-from ktonum.kernels.products import accumulator_dtype, add_product, full_precision_products
-from ktonum.kernels.sequences import Head, SequenceSums, contiguous
-from ktonum.kernels.slabs import SlabPlan
+from ktonum.kernels.launch_gradients import Rows, SortedTargets
+from ktonum.kernels.launch_rows import row_coefficients, scale_rows
+from ktonum.kernels.products import accumulator_dtype, add_product, full_precision_products, product
+from ktonum.kernels.sequences import Head, SequenceSums, projection
+from ktonum.kernels.slabs import Slab, SlabPlan
 
 __all__ = ["sequence_gradients"]
 
@@ -30,108 +29,115 @@ def sequence_gradients(
     Args:
         head: As for the forward.
         upstream: ∂L/∂logps, (B,), float64.
-        sums: The forward's result; its ``logps`` are not read.
+        sums: The forward's result; its ``logps`` are not read, and its ``gradient`` is overwritten, by the weight's
+            gradient if that is wanted.
         wanted: Which of the three to compute.
         workspace: Bytes that exponentials may take.
     """
-    input, weight, target = head.input, head.weight, head.target
-    input_gradient, weight_gradient, bias_gradient = wanted
-    batch, tokens = target.shape
-    hidden, vocabulary = input.shape[-1], weight.shape[0]
-    wide = accumulator_dtype(input.dtype)
-    places = sums.packing.rows[: sums.packing.count]
-    rows = _rows(head, upstream, sums)
-    grad_weight = weight.new_empty(weight.shape if weight_gradient else 0)
-    grad_bias = torch.zeros(vocabulary if bias_gradient else 0, dtype=wide, device=weight.device)
-    if len(places) == 0:
-        grad_weight.zero_()
-    x_sums: Tensor | None = None
-    weighted_x = launch_gradients.scaled_rows(rows.input, rows.elsewhere) if weight_gradient else None
-    with full_precision_products(input.device, allow_tf32=head.allow_tf32):
-        for slab in _slabs(head, rows, sums, workspace, grad_weight):
-            part = slice(slab.first_column, slab.first_column + slab.exponentials.shape[1])
-            if input_gradient:
-                x_sums = _add_input_products(x_sums, slab.exponentials, weight[part])
-            if weighted_x is not None:
-                launch_gradients.weight_gradient(grad_weight[part], slab, rows, weighted_x)
-            if bias_gradient:
-                launch_gradients.bias_gradient(grad_bias[part], slab, rows)
-    # Not before the last slab is gone, nor what stands in for the hidden states.
-    del weighted_x
-    grad_input = input.new_zeros((batch * tokens, hidden) if input_gradient else 0)
-    if x_sums is not None:
-        launch_gradients.input_gradient(grad_input, places, x_sums, weight, rows)
-    if input_gradient:
-        grad_input = grad_input.view(batch, tokens, hidden)
-    return grad_input, grad_weight, grad_bias.to(weight.dtype)
-
-
-def _rows(head: Head, upstream: Tensor, sums: SequenceSums) -> Rows:
-    count = sums.packing.count
-    x, y = sums.packing.pack(head.input, head.target)
-    wide = accumulator_dtype(x.dtype)
-    logps, _, factor = sums.statistics[:, :count]
-    # c_t = ∂L/∂log π(y_t) is its sequence's upstream gradient, 0 for masked tokens.
-    c = torch.where(
-        y != head.ignore_index, upstream.index_select(0, sums.packing.rows[:count] // head.target.shape[1]), 0.0
+    weight, weight_wanted = head.weight, wanted[1]
+    count, tokens = sums.packing.count, head.target.shape[1]
+    if count == 0:
+        return _nothing(head, wanted)
+    memory = sums.gradient
+    if memory is None and weight_wanted:
+        memory = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    scored, places = projection(head, sums.packing), sums.packing.rows[:count]
+    statistics = launch.RowStatistics(*sums.statistics[:, :count])
+    coefficients = row_coefficients(
+        upstream, statistics, scored.target, places, tokens=tokens, ignore_index=head.ignore_index, dtype=weight.dtype
     )
-    # a_t = c_t (1 − p_{t,y_t}), without cancellation where p is near 1.
-    at_target = -torch.expm1(logps) * c
-    elsewhere, scale = _in_range(-factor * c)
-    targets = SortedTargets.of(y, head.weight.shape[0])
-    return Rows(x, y, targets, at_target.to(wide), elsewhere.to(wide), scale.to(wide))
+    rows = Rows(scored.input, scored.target, SortedTargets.of(scored.target, weight.shape[0]), coefficients)
+    gradients = _Gradients(rows, weight, wanted, memory)
+    stored = sums.exponentials
+    plan = SlabPlan.of(
+        count,
+        weight.shape[0],
+        stored.numel(),
+        hidden=weight.shape[1] if memory is not None and memory.dtype == stored.dtype else 0,
+        in_gradient=sums.gradient is not None,
+    )
+    own: Tensor | None = None
+    slab: Slab | None = None
+    with full_precision_products(weight.device, allow_tf32=head.allow_tf32):
+        for slab in plan.stored(stored, memory):
+            gradients.add(slab)
+        for stretch in plan.computed(workspace, stored.itemsize):
+            if stretch.place is None:
+                if plan.instead_of_input(workspace, stored.itemsize):
+                    gradients.drop_weighted_input()
+                own = stored.new_empty(plan.own_size(workspace, stored.itemsize)) if own is None else own
+                slab = plan.slab(stretch, own)
+            else:
+                assert memory is not None  # a plan without it has no places in it
+                slab = plan.slab(stretch, memory)
+            launch.exponentials(scored, statistics.shift, slab=slab)
+            gradients.add(slab)
+    # What is no longer read goes before the last large tensor is made.
+    gradients.drop_weighted_input()
+    del own, slab
+    grad_input = weight.new_empty(0)
+    if gradients.input_sums is not None:
+        everywhere = count == head.target.numel()
+        grad_input = (weight.new_empty if everywhere else weight.new_zeros)((head.target.numel(), weight.shape[1]))
+        launch_gradients.input_gradient(grad_input, places, gradients.input_sums, weight, rows)
+        grad_input = grad_input.view(head.input.shape)
+    grad_weight = memory if memory is not None and weight_wanted else weight.new_empty(0)
+    return grad_input, grad_weight, gradients.bias.to(weight.dtype)
 
 
-def _in_range(factors: Tensor) -> tuple[Tensor, Tensor]:
-    """``factors``, (N,), over a power of two that brings the largest to [1/2, 1), and that power, a scalar.
+def _nothing(head: Head, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (head.input.shape, head.weight.shape, (head.weight.shape[0],))
+    zeros = [head.weight.new_zeros(shape if w else 0) for shape, w in zip(shapes, wanted, strict=True)]
+    return zeros[0], zeros[1], zeros[2]
 
-    A saturated sigmoid makes coefficients of 1e-14, an unlikely target factors of 1e-24: products of both would be
-    subnormal in float32 and bfloat16, and either one in float16.
+
+class _Gradients:
+    """What has been added up, slab by slab.
+
+    Attributes:
+        input_sums: Σ_v e_tv w_v, (N, H), accumulator's dtype; None before the first slab, or if not wanted.
+        bias: (V,), accumulator's dtype; empty if not wanted.
     """
-    if factors.numel() == 0:
-        return factors, factors.new_ones(())
-    _, exponent = torch.frexp(factors.abs().amax())
-    scale = torch.exp2(exponent.clamp(-100, 100).to(factors.dtype))
-    return factors / scale, scale
 
+    def __init__(self, rows: Rows, weight: Tensor, wanted: tuple[bool, bool, bool], grad_weight: Tensor | None) -> None:
+        self._rows, self._weight, self._wanted, self._grad_weight = rows, weight, wanted, grad_weight
+        self.input_sums: Tensor | None = None
+        wide = accumulator_dtype(weight.dtype)
+        self.bias = torch.empty(weight.shape[0] if wanted[2] else 0, dtype=wide, device=weight.device)
+        # −f_t c_t x_t / scale
+        self._weighted_input: Tensor | None = None
+        if wanted[1]:
+            self._weighted_input = torch.empty(rows.input.shape, dtype=weight.dtype, device=weight.device)
+            scale_rows(rows.input, rows.coefficients.elsewhere, self._weighted_input)
 
-def _slabs(head: Head, rows: Rows, sums: SequenceSums, workspace: int, grad_weight: Tensor) -> Iterator[Slab]:
-    """All exponentials: the stored ones, then the others, each slab in the memory of the one before.
-
-    The rows of ``grad_weight`` are written slab by slab, once a slab has been used: until then those behind it hold the
-    slab itself, so that few and wide slabs need no memory of their own.
-    """
-    stored, dtype = sums.exponentials, head.input.dtype
-    count = len(rows.target)
-    plan = SlabPlan.of(count, head.weight.shape[0], stored.numel())
-    if (slab := plan.stored(stored)) is not None:
+    def add(self, slab: Slab) -> None:
+        """Add what a slab counts; its exponentials are overwritten if the weighted hidden states were dropped."""
         # Of another dtype in the interpreter alone, which does not round to bfloat16 rightly.
-        yield Slab(slab.to(dtype), 0)
-    spare = head.input.shape[-1] if grad_weight.numel() and stored.dtype == grad_weight.dtype else 0
-    size = plan.computed_size(workspace, stored.itemsize, spare)
-    buffer = torch.empty(size, dtype=stored.dtype, device=stored.device)
-    bias = contiguous(head.bias)
-    for first, last, fits in plan.computed(workspace, stored.itemsize, spare):
-        slab = plan.within(grad_weight[last:].view(-1) if fits else buffer, last - first)
-        launch.exponentials(
-            rows.input,
-            head.weight,
-            bias,
-            rows.target,
-            sums.statistics[1, :count],
-            slab=slab,
-            first_column=first,
-            allow_tf32=head.allow_tf32,
-        )
-        yield Slab(slab.to(dtype), first)
+        slab = Slab(slab.exponentials.to(self._weight.dtype), slab.first_column)
+        e, part = slab.exponentials, slice(slab.first_column, slab.first_column + slab.exponentials.shape[1])
+        if self._wanted[0]:
+            self.input_sums = _add_input_products(self.input_sums, e, self._weight[part])
+        if self._wanted[2]:
+            launch_gradients.bias_gradient(self.bias[part], slab, self._rows)
+        if self._wanted[1] and self._grad_weight is not None:
+            x = self._weighted_input
+            if x is None:
+                scale_rows(e, self._rows.coefficients.elsewhere, e)
+                x = self._rows.input
+            launch_gradients.weight_gradient(self._grad_weight[part], slab, self._rows, x)
+
+    def drop_weighted_input(self) -> None:
+        """Free the hidden states' copy; slabs are weighted instead from now on."""
+        self._weighted_input = None
 
 
 def _add_input_products(sums: Tensor | None, exponentials: Tensor, weight: Tensor) -> Tensor:
     """``sums + exponentials @ weight`` in the accumulator's dtype, (N, H)."""
-    if sums is None:
-        wide = accumulator_dtype(weight.dtype)
-        sums = torch.zeros(exponentials.shape[0], weight.shape[1], dtype=wide, device=weight.device)
     for first in range(0, exponentials.shape[1], _ADDED_AT_ONCE):
         part = slice(first, first + _ADDED_AT_ONCE)
-        add_product(sums, exponentials[:, part], weight[part])
+        if sums is None:
+            sums = product(exponentials[:, part], weight[part])
+        else:
+            add_product(sums, exponentials[:, part], weight[part])
+    assert sums is not None  # no slab is empty
     return sums

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ktonum.kernels import hardware, launch
+from ktonum.kernels import launch
+from ktonum.kernels.hardware import slab_dtype
+from ktonum.kernels.launch_logits import Projection
 from ktonum.kernels.packing import Packing
 from ktonum.kernels.slabs import SlabPlan
 
-__all__ = ["Head", "SequenceSums", "contiguous", "sequence_sums"]
+__all__ = ["Head", "SequenceSums", "Storage", "projection", "sequence_sums"]
 
 
 @dataclass(frozen=True)
@@ -39,41 +41,66 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Storage:
+    """Where a forward keeps exponentials for its backward, see `ktonum.kernels.slabs`.
+
+    Attributes:
+        workspace: How many numbers they may be in memory of their own.
+        in_gradient: Whether the forward also makes the memory of the weight's gradient and keeps some there, which one
+            backward can then use.
+    """
+
+    workspace: int = 0
+    in_gradient: bool = False
+
+
+@dataclass(frozen=True)
 class SequenceSums:
     """What a forward gives, all float64 unless said otherwise.
 
     Attributes:
         logps: Sums of the unmasked tokens' log-probabilities, (B,).
-        statistics: The fields of `launch.RowStatistics` of the packed rows, (3, B·T); undefined behind them.
+        statistics: The fields of `launch.RowStatistics` of the packed rows, (4, B·T); undefined behind them.
         packing: Which rows those are.
         exponentials: Stored for the backward, flat, laid out by `SlabPlan`; empty if none are.
+        gradient: The memory of the weight's gradient with further ones, (V, H); None if it holds none.
     """
 
     logps: Tensor
     statistics: Tensor
     packing: Packing
     exponentials: Tensor
+    gradient: Tensor | None = None
 
 
-def sequence_sums(head: Head, packing: Packing, *, store: int = 0) -> SequenceSums:
+def sequence_sums(head: Head, packing: Packing, storage: Storage | None = None) -> SequenceSums:
     """The forward under one head.
 
     Args:
         head: See there.
         packing: Of its targets.
-        store: How many numbers the exponentials that are kept for a backward may be.
+        storage: For the exponentials that a backward needs; None to keep none.
     """
-    input, weight, target = head.input, head.weight, head.target
-    x, y = packing.pack(input, target)
-    exponentials = torch.empty(store, dtype=hardware.slab_dtype(input.dtype), device=input.device)
-    slab = SlabPlan.of(packing.count, weight.shape[0], store).stored(exponentials)
-    statistics = torch.empty(3, target.numel(), dtype=torch.float64, device=input.device)
+    weight, target, storage = head.weight, head.target, storage or Storage()
+    scored = projection(head, packing)
+    dtype = slab_dtype(weight.dtype)
+    exponentials = torch.empty(storage.workspace, dtype=dtype, device=weight.device)
+    plan = SlabPlan.of(
+        packing.count,
+        weight.shape[0],
+        storage.workspace,
+        hidden=weight.shape[1],
+        in_gradient=storage.in_gradient and dtype == weight.dtype,
+    )
+    gradient = torch.empty(weight.shape, dtype=dtype, device=weight.device) if plan.in_gradient else None
+    statistics = torch.empty(4, target.numel(), dtype=torch.float64, device=weight.device)
     rows = launch.RowStatistics(*statistics[:, : packing.count])
-    launch.row_statistics(x, weight, contiguous(head.bias), y, rows, slab=slab, allow_tf32=head.allow_tf32)
+    launch.row_statistics(scored, rows, slabs=plan.stored(exponentials, gradient))
     logps = packing.sum_by_sequence(rows.logps, target, head.ignore_index)
-    return SequenceSums(logps, statistics, packing, exponentials)
+    return SequenceSums(logps, statistics, packing, exponentials, gradient)
 
 
-def contiguous(bias: Tensor | None) -> Tensor | None:
-    """``bias``, contiguous."""
-    return None if bias is None else bias.contiguous()
+def projection(head: Head, packing: Packing) -> Projection:
+    """The rows to score."""
+    x, y = packing.pack(head.input, head.target)
+    return Projection(x, head.weight, None if head.bias is None else head.bias.contiguous(), y, head.allow_tf32)

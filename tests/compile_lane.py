@@ -30,17 +30,29 @@ from triton.compiler import ASTSource
 
 from ktonum.kernels import hardware
 from ktonum.kernels.block_sizes import WEIGHT_GRADIENT, block_sizes
-from ktonum.kernels.gradient_kernels import add_target_terms_kernel, bias_gradient_kernel, weight_gradient_kernel
+from ktonum.kernels.formula_kernels import formula_kernel
+from ktonum.kernels.gradient_kernels import (
+    add_target_terms_kernel,
+    bias_gradient_kernel,
+    stretch_bounds_kernel,
+    weight_gradient_kernel,
+)
 from ktonum.kernels.logits_kernels import logits_kernel
 from ktonum.kernels.products import accumulator_dtype
 from ktonum.kernels.row_kernels import (
-    column_sums_kernel,
-    count_targets_kernel,
     finish_input_gradient_kernel,
     reduce_tiles_kernel,
     rescale_slab_kernel,
     scale_rows_kernel,
     target_logits_kernel,
+)
+from ktonum.kernels.softmax_kernels import softmax_kernel
+from ktonum.kernels.sum_kernels import (
+    column_sums_kernel,
+    count_targets_kernel,
+    input_sums_kernel,
+    logit_sums_kernel,
+    row_coefficients_kernel,
 )
 
 _POINTEES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
@@ -86,8 +98,6 @@ def tiles(
     constants = {
         "DESCRIPTORS": descriptors,
         "UPCAST": False,
-        "ACCUMULATOR": hardware.ACCUMULATORS[accumulator_dtype(dtype)],
-        "PRECISION": "ieee",
         "BLOCK_ROWS": blocks.rows,
         "BLOCK_COLUMNS": blocks.columns,
         "BLOCK_HIDDEN": blocks.hidden,
@@ -103,11 +113,28 @@ def descriptor(pointee: str, *block: int) -> str:
     return f"tensordesc<{pointee}{list(block)}>".replace(" ", "")
 
 
+def softmax(dtype: torch.dtype) -> Iterator[Variant]:
+    """What the products of wider operands go through, as a forward and as a backward launches it."""
+    pointee = _POINTEES[dtype]
+    pointers = {f"{n}_ptr": f"*{pointee}" for n in ("logits", "bias", "shift", "tile_shift", "tile_sum")}
+    pointers |= {"target_ptr": "*i64"}
+    blocks = block_sizes(dtype)
+    shape = {"BLOCK_ROWS": blocks.rows, "BLOCK_COLUMNS": blocks.columns}
+    for name, statistics, store in (
+        ("statistics, stored", True, True),
+        ("statistics", True, False),
+        ("stored", False, True),
+    ):
+        constants = shape | {"HAS_BIAS": not statistics, "STATISTICS": statistics, "STORE": store}
+        kept = {} if statistics else {"shift_ptr": "*fp64"}
+        yield Variant(softmax_kernel, dtype, pointers | kept, constants, {"num_warps": blocks.warps}, True, name)
+
+
 def logits(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
     """The logits kernel as a forward and as a backward launches it."""
-    pointee, accumulator = _POINTEES[dtype], _POINTEES[accumulator_dtype(dtype)]
+    pointee = _POINTEES[dtype]
     shared = {"bias_ptr": f"*{pointee}", "target_ptr": "*i64", "scale": "fp32"}
-    shared |= {f"{n}_ptr": f"*{accumulator}" for n in ("shift", "tile_shift", "tile_sum")}
+    shared |= {f"{n}_ptr": "*fp32" for n in ("shift", "tile_shift", "tile_sum")}
     pointers = {n: f"*{pointee}" for n in ("input", "weight", "slab")}
     # What a forward keeps for its backward is float64.
     kept = {"shift_ptr": "*fp64"}
@@ -122,14 +149,12 @@ def logits(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
             continue
         label = "aligned" if aligned else "strided, bias"
         launched = {f"{label}, {mode}": constants for mode, constants in modes.items()}
-        if dtype == torch.float32 and aligned:
-            launched["aligned, tf32"] = scored | {"PRECISION": "tf32"}
         for name, constants in launched.items():
             tile, options = tiles(dtype, capability, descriptors=False, stored=constants["STORE"])
             tile |= {"HAS_BIAS": not aligned, "EVEN_HIDDEN": aligned} | constants
             given = shared | pointers | ({} if constants["STATISTICS"] else kept)
             yield Variant(logits_kernel, dtype, given, tile, options, aligned, name)
-    if dtype.itemsize == 2 and capability == 90:
+    if capability == 90:
         for mode, constants in modes.items():
             tile, options = tiles(dtype, capability, descriptors=True, stored=constants["STORE"])
             rows, columns, hidden = (tile[f"BLOCK_{n}"] for n in ("ROWS", "COLUMNS", "HIDDEN"))
@@ -148,7 +173,7 @@ def gradients(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
     wide = accumulator_dtype(dtype)
     pointee, accumulator = _POINTEES[dtype], _POINTEES[wide]
     sums = {f"{n}_ptr": f"*{accumulator}" for n in ("scale", "coefficient", "factor", "sum")}
-    indices = {f"{n}_ptr": "*i64" for n in ("target", "order", "bound", "place")}
+    indices = {"target_ptr": "*i32"} | {f"{n}_ptr": "*i64" for n in ("order", "bound", "place")}
     shared = sums | indices | {f"{n}_ptr": f"*{pointee}" for n in ("input", "weight", "slab", "grad")}
     targets = shared | {"grad_weight_ptr": f"*{accumulator}"}
     constants = {"ACCUMULATOR": hardware.ACCUMULATORS[wide], "BLOCK_ROWS": 32, "BLOCK_HIDDEN": 64}
@@ -157,7 +182,8 @@ def gradients(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
     constants = {"BLOCK_ROWS": 64, "BLOCK_COLUMNS": blocks.columns}
     yield Variant(bias_gradient_kernel, dtype, shared | {"grad_ptr": f"*{accumulator}"}, constants, {}, True, "aligned")
     constants = {"BLOCK_ROWS": 4, "BLOCK_HIDDEN": 512}
-    yield Variant(finish_input_gradient_kernel, dtype, shared, constants, {}, True, "aligned")
+    unsorted = shared | {"target_ptr": "*i64"}
+    yield Variant(finish_input_gradient_kernel, dtype, unsorted, constants, {}, True, "aligned")
     if dtype.itemsize == 2 and capability == 90:
         described = {
             "slab": descriptor(pointee, blocks.rows, blocks.columns),
@@ -179,7 +205,8 @@ def gradients(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
 def rows(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
     """The kernels that go row by row."""
     pointee, accumulator = _POINTEES[dtype], _POINTEES[accumulator_dtype(dtype)]
-    doubles = {f"{n}_ptr": "*fp64" for n in ("logit", "target_logit", "token_logp", "row_shift", "row_factor")}
+    names = ("logit", "target_logit", "token_logp", "token_others", "row_shift", "row_factor")
+    doubles = {f"{n}_ptr": "*fp64" for n in names} | {"differ_ptr": "*i32"}
     wide = {f"{n}_ptr": f"*{accumulator}" for n in ("shift", "tile_shift", "tile_sum")}
     narrow = {f"{n}_ptr": f"*{pointee}" for n in ("input", "weight", "bias", "slab")}
     pointers = doubles | wide | narrow | {"target_ptr": "*i64"}
@@ -187,25 +214,68 @@ def rows(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
     yield Variant(target_logits_kernel, dtype, pointers, constants, {}, True, "aligned")
     relative = {"TILE_RELATIVE": dtype == torch.float16, "SLAB_SCALE": hardware.slab_scale(dtype)}
     yield Variant(
-        reduce_tiles_kernel, dtype, pointers, relative | {"BLOCK_ROWS": 32, "BLOCK_TILES": 32}, {}, True, "aligned"
+        reduce_tiles_kernel,
+        dtype,
+        pointers,
+        relative | {"BLOCK_ROWS": 32, "BLOCK_TILES": 32},
+        {"num_warps": 8},
+        True,
+        "aligned",
     )
     descriptors = dtype.itemsize == 2 and capability == 90
     width = block_sizes(dtype, capability=divmod(capability, 10), descriptors=descriptors).columns
-    constants = {"BLOCK_ROWS": 256, "BLOCK_COLUMNS": width, "ROWS_AT_A_TIME": 32}
+    constants = {
+        "BLOCK_ROWS": 32,
+        "BLOCK_COLUMNS": width,
+        "TILES": 4,
+        "ROWS_AT_A_TIME": 16 // accumulator_dtype(dtype).itemsize,
+    }
     yield Variant(rescale_slab_kernel, dtype, pointers, constants, {}, True, "aligned")
-    sums = pointers | {"sum_ptr": "*fp64", "largest_ptr": f"*{accumulator}"}
-    yield Variant(column_sums_kernel, dtype, sums, {"BLOCK_ROWS": 16, "BLOCK_HIDDEN": 256}, {}, True, "aligned")
-    scaled = pointers | {"factor_ptr": f"*{accumulator}", "scaled_ptr": f"*{pointee}"}
-    yield Variant(scale_rows_kernel, dtype, scaled, {"BLOCK_ROWS": 4, "BLOCK_HIDDEN": 512}, {}, True, "aligned")
+    scaled = {"rows_ptr": f"*{pointee}", "factor_ptr": f"*{accumulator}", "scaled_ptr": f"*{pointee}"}
+    yield Variant(scale_rows_kernel, dtype, scaled, {"BLOCK_ROWS": 4, "BLOCK_COLUMNS": 512}, {}, True, "aligned")
+
+
+def sums(dtype: torch.dtype) -> Iterator[Variant]:
+    """Sums over columns and tokens, and the rows' coefficients."""
+    pointee, accumulator = _POINTEES[dtype], _POINTEES[accumulator_dtype(dtype)]
+    doubles = ("sum", "column_sum", "bound", "result", "upstream", "others", "factor")
+    pointers = {f"{n}_ptr": "*fp64" for n in doubles} | {"target_ptr": "*i64", "place_ptr": "*i64"}
+    pointers |= {
+        f"{n}_ptr": f"*{accumulator}" for n in ("largest", "column_largest", "at_target", "elsewhere", "scale")
+    }
+    pointers |= {f"{n}_ptr": f"*{pointee}" for n in ("weight", "input", "bias")}
+    tile = {"BLOCK_ROWS": 16, "BLOCK_HIDDEN": 256}
+    yield Variant(column_sums_kernel, dtype, pointers, tile, {}, True, "aligned")
+    yield Variant(input_sums_kernel, dtype, pointers, tile, {}, True, "aligned")
+    constants = {"HAS_BIAS": True, "BLOCK_SEQUENCES": 16, "BLOCK": 2048}
+    yield Variant(logit_sums_kernel, dtype, pointers, constants, {}, True, "bias")
+    yield Variant(row_coefficients_kernel, dtype, pointers, {"BLOCK": 2048}, {"num_warps": 16}, True, "aligned")
 
 
 def variants(capability: int) -> Iterator[Variant]:
     """Every kernel in every dtype with the block sizes of the launcher."""
     for dtype in _POINTEES:
-        yield from logits(dtype, capability)
+        yield from softmax(dtype) if dtype.itemsize > 2 else logits(dtype, capability)
         yield from gradients(dtype, capability)
         yield from rows(dtype, capability)
-    counts = {"target_ptr": "*i64", "count_ptr": "*i64"}
+        yield from sums(dtype)
+    wide = {f"{n}_ptr": "*fp64" for n in ("policy", "reference", "kl", "logit_sum", "slope")}
+    wide |= {"label_ptr": "*u8", "loss_ptr": "*fp32", "metric_ptr": "*fp32"}
+    wide |= dict.fromkeys(("beta", "desirable_weight", "undesirable_weight"), "i64")
+    modes = {"HAS_REFERENCE": True, "HAS_KL": True, "SKIP_NAN": True, "BLOCK": 128}
+    for reduction in ("mean", "none"):
+        constants = modes | {"REDUCTION": reduction}
+        yield Variant(formula_kernel, torch.float64, wide, constants, {}, True, reduction)
+    counts = {"target_ptr": "*i64", "count_ptr": "*i64", "bound_ptr": "*i64"}
+    yield Variant(
+        stretch_bounds_kernel,
+        torch.int32,
+        counts | {"target_ptr": "*i32"},
+        {"STRETCH": 128, "BLOCK": 128},
+        {},
+        True,
+        "aligned",
+    )
     yield Variant(count_targets_kernel, torch.int64, counts, {"BLOCK": 2048}, {"num_warps": 8}, True, "aligned")
 
 

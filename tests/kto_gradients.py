@@ -11,7 +11,7 @@ from kto_inputs import Outcome, kernel_outcome, oracle_outcome
 from kto_rounding import objections, spreads
 from torch import Tensor
 
-from ktonum.kernels import hardware, launch, launch_gradients, sequence_gradients, slabs
+from ktonum.kernels import hardware, launch, launch_gradients, launch_logits, sequence_gradients, slabs
 from ktonum.kernels.formula import KTOConfig
 from ktonum.kernels.loss import KernelOptions
 from ktonum.kernels.validation import KTOInputs
@@ -65,15 +65,15 @@ class Work:
         self.stored: list[tuple[int, ...]] = []
         self.descriptors: list[bool] = []
         watched: dict[str, tuple[Any, Callable[..., Tensor | None]]] = {
-            "add_product": (sequence_gradients, lambda sums, e, w: e),
+            "_add_input_products": (sequence_gradients, lambda sums, e, w: e),
             "product": (launch_gradients, lambda e, x: e.t()),
             "_add_target_terms": (launch_gradients, lambda grad, first, rows: rows.input),
             "_fused_weight_gradient": (launch_gradients, lambda grad, slab, *_: slab.exponentials),
             "bias_gradient": (launch_gradients, lambda grad, slab, rows: slab.exponentials),
             "input_gradient": (launch_gradients, lambda grad, places, sums, *_: sums),
-            "exponentials": (launch, lambda *_, slab, **__: slab),
-            "row_statistics": (launch, lambda *_, slab, **__: slab),
-            "block_sizes": (launch, lambda *_, **__: None),
+            "exponentials": (launch, lambda *_, slab: slab.exponentials),
+            "row_statistics": (launch, lambda *_, slabs: slabs[0].exponentials if slabs else None),
+            "block_sizes": (launch_logits, lambda *_, **__: None),
         }
         for name, (module, slab_of) in watched.items():
             monkeypatch.setattr(module, name, self.counted(name, getattr(module, name), slab_of))
@@ -88,7 +88,7 @@ class Work:
             if (slab := slab_of(*arguments, **named)) is not None:
                 self.rows.add(slab.shape[0])
                 if name == "row_statistics":
-                    self.stored.append(tuple(slab.shape))
+                    self.stored += [tuple(s.exponentials.shape) for s in named["slabs"]]
             return genuine(*arguments, **named)
 
         return call

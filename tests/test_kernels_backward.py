@@ -148,7 +148,7 @@ def test_only_what_is_asked_for_is_computed(
     found = kernel_outcome(inputs, KTOConfig(), names=names, options=options).gradients
     assert found.keys() == set(names)
     assert all(torch.equal(g, everything[n]) for n, g in found.items())
-    assert work.calls["add_product"] == work.calls["input_gradient"] == ("input" in names)
+    assert work.calls["_add_input_products"] == work.calls["input_gradient"] == ("input" in names)
     able = hardware.INTERPRETED or hardware.capability(device)[0] == 9
     fused = able and hidden == 24 and dtype == torch.float16
     assert work.calls["_fused_weight_gradient"] == ("weight" in names and fused)
@@ -174,7 +174,7 @@ def test_masked_tokens_cost_no_backward_work(path: str, device: torch.device, mo
     options = options_of(path, inputs, monkeypatch)
     work = Work(monkeypatch)
     kernel_outcome(inputs, KTOConfig(), options=options)
-    assert work.calls["add_product"] and work.calls["product"] and work.calls["bias_gradient"]
+    assert work.calls["_add_input_products"] and work.calls["product"] and work.calls["bias_gradient"]
     assert work.rows == {int((inputs.target != -100).sum())}
 
 
@@ -260,7 +260,7 @@ def test_the_custom_operators_are_registered_rightly(
     inputs = tracked(draw(Recipe(dims=(2, 3, 7, 11), reference="model", kl="sequences"), device), names)
     others = (inputs.ref_input, inputs.ref_weight, inputs.ref_bias)
     others += (inputs.kl_input, inputs.kl_target, inputs.kl_ref_input)
-    options = (-100, False, False, True, True, workspace)
+    options = ([torch.ones(())], "kl", -100, False, False, True, True, workspace)
     call = (inputs.input, inputs.weight, inputs.bias, inputs.target, *others, *options)
     # `test_aot_dispatch_dynamic` would feed outputs that are not differentiable with gradients; compilation is above.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")

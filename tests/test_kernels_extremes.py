@@ -11,11 +11,11 @@ import torch
 from kto_gradients import PATHS, hold_gradients, options_of
 from kto_inputs import DIFFERENTIABLE, DTYPES, Recipe, draw, kernel_outcome, oracle_outcome
 from kto_rounding import objections, spreads
-from torch import Tensor
 
 from ktonum.kernels import launch, sequence_gradients
 from ktonum.kernels.formula import KTOConfig
-from ktonum.kernels.logits_kernels import LARGEST_EXPONENT
+from ktonum.kernels.launch_rows import Coefficients
+from ktonum.kernels.softmax_kernels import LARGEST_EXPONENT
 from ktonum.kernels.validation import KTOInputs
 
 # A log-ratio of hundreds times this is of order one: its sequence's coefficient is not negligible.
@@ -63,11 +63,14 @@ def test_coefficients_that_float16_cannot_hold(device: torch.device, monkeypatch
     inputs, config = tiny_coefficients(device), KTOConfig(beta=8e-7)
     hold_gradients(inputs, config)
 
-    def naive(factors: Tensor) -> tuple[Tensor, Tensor]:
-        return factors, factors.new_ones(())
+    genuine = sequence_gradients.row_coefficients
+
+    def naive(*arguments: Any, **named: Any) -> Coefficients:
+        found = genuine(*arguments, **named)
+        return Coefficients(found.at_target, found.elsewhere * found.scale, torch.ones_like(found.scale))
 
     # And the comparison sees it where they are left as they are.
-    monkeypatch.setattr(sequence_gradients, "_in_range", naive)
+    monkeypatch.setattr(sequence_gradients, "row_coefficients", naive)
     found = kernel_outcome(inputs, config)
     expected, spread = oracle_outcome(inputs, config), spreads(inputs, config)
     assert objections(found.gradients["weight"], expected.gradients["weight"], spread["weight"])

@@ -171,9 +171,9 @@ class RowCounter:
         self.rows: list[int] = []
         genuine = launch.row_statistics
 
-        def counted(input: Tensor, *rest: Any, **named: Any) -> None:
-            self.rows.append(input.shape[0])
-            genuine(input, *rest, **named)
+        def counted(projection: launch.Projection, *rest: Any, **named: Any) -> None:
+            self.rows.append(projection.input.shape[0])
+            genuine(projection, *rest, **named)
 
         monkeypatch.setattr(launch, "row_statistics", counted)
 
@@ -231,12 +231,10 @@ def test_the_wrong_ops_are_told_apart(device: torch.device, monkeypatch: pytest.
     inputs = draw(Recipe(dims=(3, 40, 64, 127), dtype=torch.bfloat16, reference="model"), device)
     genuine = launch.row_statistics
 
-    def rounding(
-        x: Tensor, w: Tensor, b: Tensor | None, y: Tensor, statistics: launch.RowStatistics, **named: Any
-    ) -> None:
-        genuine(x, w, b, y, statistics, **named)
-        z = torch.nn.functional.linear(x, w, b).double()
-        statistics.logps.copy_(z.gather(1, y[:, None])[:, 0] - z.logsumexp(1))
+    def rounding(projection: launch.Projection, statistics: launch.RowStatistics, **named: Any) -> None:
+        genuine(projection, statistics, **named)
+        z = torch.nn.functional.linear(projection.input, projection.weight, projection.bias).double()
+        statistics.logps.copy_(z.gather(1, projection.target[:, None])[:, 0] - z.logsumexp(1))
 
     monkeypatch.setattr(launch, "row_statistics", rounding)
     actual, expected = kernel_outcome(inputs, KTOConfig(), names=()), oracle_outcome(inputs, KTOConfig(), names=())

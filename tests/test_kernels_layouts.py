@@ -117,8 +117,12 @@ def test_descriptors_serve_aligned_operands_and_pointers_all_others(
     if not hardware.INTERPRETED and hardware.capability(device)[0] != 9:
         described = (False, False)
     assert set(work.descriptors) == {described[0]}
-    assert bool(work.calls["_fused_weight_gradient"]) == described[1]
-    assert bool(work.calls["product"]) != described[1]
+    fused = {described[1]}
+    if workspace == 1 and layout is offset and described[1] and hardware.slab_dtype(dtype) == dtype:
+        # The last slab is multiplied with the hidden states themselves.
+        fused = {True, False}
+    assert bool(work.calls["_fused_weight_gradient"]) == (True in fused)
+    assert bool(work.calls["product"]) == (False in fused)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ktonum.kernels import slabs
-from ktonum.kernels.slabs import SlabPlan, stored_size
+from ktonum.kernels.slabs import SlabPlan, Stretch, stored_size
 
 #: Of everything, in numbers; rows lie a multiple of 64 apart.
 EVERYTHING = {(1, 1): 64, (5, 64): 320, (7, 65): 7 * 128, (3, 300): 960, (100, 1000): 102_400}
@@ -56,21 +56,27 @@ def at_a_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(slabs, "_COMPUTED_AT_A_TIME", request.param)
 
 
+def columns_of(plan: SlabPlan, workspace: int, itemsize: int) -> list[Stretch]:
+    """All stretches, in the order a backward takes them."""
+    in_workspace = [Stretch(0, plan.columns)] if plan.columns else []
+    return [*in_workspace, *plan.in_gradient, *plan.computed(workspace, itemsize)]
+
+
 @pytest.mark.usefixtures("at_a_time")
-@pytest.mark.parametrize("spare", [0, 16, 4096])
+@pytest.mark.parametrize("in_gradient", [False, True], ids=["computed", "stored"])
+@pytest.mark.parametrize("hidden", [0, 16, 64, 4096])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_computed_slabs_cover_exactly_what_is_not_stored(shape: tuple[int, int], spare: int) -> None:
+def test_slabs_cover_the_vocabulary_once(shape: tuple[int, int], hidden: int, in_gradient: bool) -> None:
     rows, vocabulary = shape
     for itemsize in ITEMSIZES:
         for workspace in workspaces(rows, vocabulary, itemsize):
-            plan = planned(rows, vocabulary, itemsize, workspace)
-            found = [(first, last) for first, last, _ in plan.computed(workspace, itemsize, spare)]
-            assert all(first < last for first, last in found)
-            assert plan.columns == vocabulary or plan.columns % 256 == 0
-            assert all(first % 256 == 0 for first, _ in found)
-            ends = [0, plan.columns, *(last for _, last in found)]
-            assert ends[-1] == vocabulary
-            assert [first for first, _ in found] == ends[1:-1]
+            size = stored_size(rows, vocabulary, itemsize, workspace)
+            plan = SlabPlan.of(rows, vocabulary, size, hidden=hidden, in_gradient=in_gradient)
+            found = columns_of(plan, workspace, itemsize)
+            assert all(s.first < s.last for s in found)
+            assert all(s.first % 256 == 0 for s in found)
+            assert [s.first for s in found] == [0, *(s.last for s in found[:-1])]
+            assert found[-1].last == vocabulary
 
 
 @pytest.mark.usefixtures("at_a_time")
@@ -84,8 +90,8 @@ def test_memory_stays_within_the_workspace(shape: tuple[int, int]) -> None:
             stored = stored_size(rows, vocabulary, itemsize, workspace)
             plan = SlabPlan.of(rows, vocabulary, stored)
             partly += 0 < plan.columns < vocabulary
-            assert plan.stored(torch.empty(stored, dtype=torch.uint8)) is not None or not plan.columns
-            computed = plan.computed_size(workspace, itemsize)
+            assert plan.stored(torch.empty(stored, dtype=torch.uint8), None) or not plan.columns
+            computed = plan.own_size(workspace, itemsize)
             assert computed * itemsize <= max(workspace, rows * 256 * itemsize)
             if computed > rows * 256:
                 assert computed * itemsize <= slabs._COMPUTED_AT_A_TIME
@@ -97,36 +103,79 @@ def test_memory_stays_within_the_workspace(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.usefixtures("at_a_time")
-@pytest.mark.parametrize("spare", [16, 4096])
+@pytest.mark.parametrize("hidden", [256, 300, 4096])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_slabs_in_spare_memory_lie_behind_what_is_still_to_be_written(shape: tuple[int, int], spare: int) -> None:
+def test_what_takes_the_place_of_the_hidden_states_is_no_larger(shape: tuple[int, int], hidden: int) -> None:
     rows, vocabulary = shape
     for itemsize, workspace in itertools.product(ITEMSIZES, (1, rows * 512 * 4)):
-        plan = planned(rows, vocabulary, itemsize, workspace)
-        size = plan.computed_size(workspace, itemsize, spare)
-        for first, last, fits in plan.computed(workspace, itemsize, spare):
-            room = (vocabulary - last) * spare if fits else size
-            slab = plan.within(torch.empty(room, dtype=torch.uint8), last - first)
-            assert slab.shape == (rows, last - first)
+        plan = SlabPlan.of(rows, vocabulary, 0, hidden=hidden)
+        if plan.instead_of_input(workspace, itemsize):
+            assert plan.own_size(workspace, itemsize) <= rows * hidden
+        else:
+            assert plan.own_size(workspace, itemsize) * itemsize <= workspace
+
+
+@pytest.mark.usefixtures("at_a_time")
+@pytest.mark.parametrize("in_gradient", [False, True], ids=["computed", "stored"])
+@pytest.mark.parametrize("hidden", [16, 24, 77, 512, 4096])
+@pytest.mark.parametrize("shape", [*SHAPES, (16, 20_000), (40, 9_999), (600, 30_000)], ids=str)
+def test_no_slab_is_overwritten_before_it_was_read(shape: tuple[int, int], hidden: int, in_gradient: bool) -> None:
+    """A forward writes its slabs; a backward reads each in turn and then writes its columns' rows of the gradient."""
+    rows, vocabulary = shape
+    itemsize, workspace = 2, rows * 512
+    size = stored_size(rows, vocabulary, itemsize, workspace)
+    plan = SlabPlan.of(rows, vocabulary, size, hidden=hidden, in_gradient=in_gradient)
+    owner = torch.full((vocabulary * hidden,), -1, dtype=torch.int32)
+
+    def claim(stretch: Stretch, number: int) -> None:
+        plan.slab(stretch, owner).exponentials.fill_(number)
+
+    def intact(stretch: Stretch, number: int) -> bool:
+        # The gradient's rows are written while the slab is still being read.
+        owner[stretch.first * hidden : stretch.last * hidden] = -2
+        return stretch.place is None or bool((plan.slab(stretch, owner).exponentials == number).all())
+
+    for number, stretch in enumerate(plan.in_gradient):
+        claim(stretch, number)
+    found = columns_of(plan, workspace, itemsize)
+    for stretch in found:
+        if stretch in plan.in_gradient:
+            assert intact(stretch, plan.in_gradient.index(stretch))
+        else:
+            if stretch.place is not None:
+                claim(stretch, 1000 + stretch.first)
+            assert intact(stretch, 1000 + stretch.first)
+    assert bool((owner == -2).all()), "the whole gradient was written"
+
+
+def test_as_much_is_stored_in_the_gradient_as_its_memory_holds() -> None:
+    """N tokens need N / H times the memory: half of the columns of 8,192 tokens at H = 4,096, less a margin."""
+    for rows, least, most in ((2048, 0.99, 1.0), (4096, 0.9, 1.0), (8192, 0.45, 0.5), (16_384, 0.22, 0.25)):
+        plan = SlabPlan.of(rows, 151_936, 0, hidden=4096, in_gradient=True)
+        stored = plan.in_gradient[-1].last / 151_936
+        assert least < stored <= most
+        assert len(plan.in_gradient) <= 16
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_rows_of_slabs_lie_a_multiple_of_64_apart(shape: tuple[int, int]) -> None:
     rows, vocabulary = shape
     flat = torch.arange(stored_size(rows, vocabulary, 2, 2**40))
-    slab = SlabPlan.of(rows, vocabulary, flat.numel()).stored(flat)
-    assert slab is not None
-    assert slab.shape == shape
-    assert slab.stride(0) % 64 == 0 and slab.stride(1) == 1
-    assert slab.data_ptr() == flat.data_ptr()
-    assert vocabulary <= slab.stride(0) < vocabulary + 64
-    assert slab.unique().numel() == slab.numel(), "no two entries share a place"
+    (slab,) = SlabPlan.of(rows, vocabulary, flat.numel()).stored(flat, None)
+    e = slab.exponentials
+    assert slab.first_column == 0
+    assert e.shape == shape
+    assert e.stride(0) % 64 == 0 and e.stride(1) == 1
+    assert e.data_ptr() == flat.data_ptr()
+    assert vocabulary <= e.stride(0) < vocabulary + 64
+    assert e.unique().numel() == e.numel(), "no two entries share a place"
 
 
 def test_nothing_is_stored_or_computed_for_no_rows() -> None:
     flat = torch.empty(1000)
-    plan = SlabPlan.of(0, 300, flat.numel())
-    assert plan.stored(flat) is None
+    plan = SlabPlan.of(0, 300, flat.numel(), hidden=64, in_gradient=True)
+    assert plan.stored(flat, None) == []
+    assert plan.in_gradient == ()
     assert list(plan.computed(10**6, 2)) == []
-    assert plan.computed_size(10**6, 2) == 0
+    assert plan.own_size(10**6, 2) == 0
     assert stored_size(0, 300, 2, 1) == 0
