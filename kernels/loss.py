@@ -42,7 +42,8 @@ class KernelOptions:
         validate: Check values (targets inside the vocabulary, finite inputs), which synchronises with the device.
             Must be False while a CUDA graph is captured.
         workspace: Bytes of exponentials (tokens × vocabulary) that the forward may store for the backward. What does
-            not fit is computed again, at the price of up to a fifth matrix product beside four.
+            not fit lies in the memory of the weight's gradient, made in the forward, or is computed again, at the price
+            of up to a fifth matrix product beside four.
     """
 
     allow_tf32: bool = False
