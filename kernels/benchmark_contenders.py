@@ -19,7 +19,7 @@ from ktonum.kernels.validation import KTOInputs
 __all__ = ["LEAN_WORKSPACE", "LIMIT", "Contender", "contenders", "limit"]
 
 LIMIT = "limit"
-#: What `ktonum, lean` may store: so little that all logits are computed twice. One slab of 256 columns at 8192 tokens.
+#: What `ktonum, lean` may store in memory of its own, beside what lies in that of the head's gradient: next to nothing.
 LEAN_WORKSPACE = 4 * 2**20
 
 Loss = Callable[[KTOInputs], Tensor]
@@ -34,12 +34,14 @@ class Contender:
         package: The distribution it comes from.
         make: Builds it, anew for each case, so that caches and compiled code do not pass from case to case.
         kl_sequences: Whether it takes KL sequences.
+        captured: Whether a CUDA graph of its step is timed; only in cases that name it.
     """
 
     name: str
     package: str
     make: Callable[[], Loss]
     kl_sequences: bool = False
+    captured: bool = False
 
     @property
     def version(self) -> str | None:
@@ -171,4 +173,13 @@ def contenders() -> tuple[Contender, ...]:
         Contender("Liger-Kernel", "liger-kernel", _liger),
         Contender("TRL", "trl", _trl, True),
         Contender("cut-cross-entropy", "cut-cross-entropy", _cut_cross_entropy, True),
+        Contender(
+            # No number can be read off the device during a capture.
+            "ktonum, CUDA graph",
+            "torch",
+            functools.partial(_ours, KernelOptions(validate=False)),
+            True,
+            captured=True,
+        ),
+        Contender("plain PyTorch, CUDA graph", "torch", _plain, True, captured=True),
     )

@@ -15,7 +15,7 @@ from rich.table import Table
 from ktonum.errors import UsageError
 from ktonum.kernels.benchmark import Errors, Measured
 from ktonum.kernels.benchmark_cases import GOALS, BenchmarkCase
-from ktonum.kernels.benchmark_contenders import LIMIT
+from ktonum.kernels.benchmark_contenders import LIMIT, contenders
 
 __all__ = ["CaseResult", "draw_plot", "goal_lines", "print_case", "read_json", "write_json"]
 
@@ -63,10 +63,14 @@ def goal_lines(results: Sequence[CaseResult]) -> Iterator[tuple[bool, str]]:
         measured = None if result is None else result.of(goal.contender)
         if result is None or measured is None or measured.milliseconds is None or measured.ratio is None:
             continue
+        captured = {c.name: c.captured for c in contenders()}
         rivals = [
             m.milliseconds
             for m in result.measured
-            if m.milliseconds is not None and m.contender != LIMIT and not m.contender.startswith("ktonum")
+            if m.milliseconds is not None
+            and m.contender != LIMIT
+            and not m.contender.startswith("ktonum")
+            and captured.get(m.contender, False) == captured[goal.contender]
         ]
         errors = measured.errors
         found = {
