@@ -58,7 +58,7 @@ def make_interpretable(module: ModuleType) -> None:
 
 @contextmanager
 def _float_scalars() -> Iterator[None]:
-    interpreter = importlib.import_module("triton.runtime.interpreter")
+    interpreter: Any = importlib.import_module("triton.runtime.interpreter")
     language = importlib.import_module("triton.language")
     numpy = importlib.import_module("numpy")
     convert = interpreter._implicit_cvt

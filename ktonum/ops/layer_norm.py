@@ -64,7 +64,8 @@ def _error_model(
         """Error of a row's mean: of adding, of the terms' roundings, of rounding the mean."""
         total, squares = terms.sum(-1, keepdim=True), terms.square().sum(-1, keepdim=True)
         variance = summation_variance(hidden, total, squares, a) + roundings * s**2 * squares
-        return 3 * variance.sqrt() / hidden + 3 * s * total.abs() / hidden
+        error: Tensor = 3 * variance.sqrt() / hidden + 3 * s * total.abs() / hidden
+        return error
 
     of_mean = of_row_mean(x, 0)
     centred = x - x.mean(-1, keepdim=True)
