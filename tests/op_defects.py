@@ -10,6 +10,7 @@ import torch
 from planted import ALL, Change, last_row_zero, times, truncated_to_bf16, with_gradient
 from torch import Tensor
 
+from ktonum.cases import Point
 from ktonum.op import Op
 from ktonum.ops import cross_entropy, fused_linear_cross_entropy, layer_norm, rms_norm, swiglu
 from ktonum.ops.upcasting import rounded_once
@@ -37,6 +38,10 @@ class OpDefect:
     @property
     def full_name(self) -> str:
         return f"{self.op}: {self.name}"
+
+    def shows(self, point: Point) -> bool:
+        """Whether the defect changes anything there."""
+        return not {*point.parameters, *point.parameters.values(), point.distribution} & set(self.not_at)
 
 
 def _gradient(op: str, name: str, change: Change) -> Callable[..., Any]:
