@@ -79,9 +79,10 @@ def _ktonum(trial: Trial) -> bool:
 
 def _gradcheck(fast: bool) -> Callable[[Trial], bool | None]:
     def flags(trial: Trial) -> bool | None:
-        if trial.dtype != "fp64":
-            return None
         context = trial.context
+        # Nor of a gradient that is not the loss's derivative by definition, such as that of a detached reference point.
+        if trial.dtype != "fp64" or "gradcheck" in context.case.point.without:
+            return None
         others = {k: v for k, v in context.inputs.items() if k not in context.differentiable}
 
         def function(*leaves: Tensor) -> tuple[Tensor, ...]:

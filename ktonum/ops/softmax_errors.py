@@ -72,12 +72,14 @@ class LabelledRows:
         return self.coefficients.unsqueeze(1) * (self.logits.softmax(-1) - self.target)
 
     def logsumexp_variance(self, arithmetic: Arithmetic) -> Tensor:
-        """Of ℓ, (N, 1)."""
-        u = unit_roundoff(arithmetic.accumulator)
+        """Of ℓ, (N, 1); `eager` stores the exponentials, their sum S, and log S."""
+        u, s = unit_roundoff(arithmetic.accumulator), unit_roundoff(arithmetic.stored)
         p, logsumexp = self.logits.softmax(-1), self.logsumexp
         own = self.variance + (u * (2 + (self.logits - logsumexp).abs())).square()
         classes = self.logits.shape[1]
-        return (p.square() * own).sum(-1, keepdim=True) + u**2 * (classes / 3 + logsumexp.square())
+        log_sum = logsumexp - self.logits.amax(-1, keepdim=True)
+        stored = s**2 * (p.square().sum(-1, keepdim=True) + 1 + log_sum.square())
+        return (p.square() * own).sum(-1, keepdim=True) + u**2 * (classes / 3 + logsumexp.square()) + stored
 
     def probability_variance(self, arithmetic: Arithmetic) -> Tensor:
         """Of each p, relative to it, (N, V), apart from ℓ's."""
