@@ -149,6 +149,7 @@ def document(rows: Sequence[Row], alarms: Sequence[Row]) -> str:
     """The page."""
     names = list(dict.fromkeys(row.name for row in rows))
     by_key = {(row.name, row.dtype): row for row in rows}
+    missed = missed_defects(rows)
     lines = [
         "# Which defects do which tests find",
         "",
@@ -160,46 +161,42 @@ def document(rows: Sequence[Row], alarms: Sequence[Row]) -> str:
         *(f"| {judge.name} | {judge.source} |" for judge in JUDGES),
         "",
         "All but gradcheck see the same outputs and gradients, under an upstream gradient that is not one: that is "
-        "more than most of the tests they come from look at. What breaks (raises, or loses a gradient) counts as "
-        "flagged.",
+        "more than most of the tests they come from look at. gradcheck says nothing of the cases whose gradient is not "
+        "the loss's derivative, such as KTO's with its detached reference point.",
         "",
         f"## Defects that exceed the rounding floor {FACTOR:g} times",
         "",
         "Size: the defect's error over the error of the correct implementation it was made from, in the same dtype, in "
-        "norm or at the worst element, whichever is larger. Flagged of those judged:",
+        "norm or at the worst element, whichever is larger; that error is at least one rounding.",
         "",
-        "| judge | " + " | ".join(ALL) + " |",
-        "|---|" + "---|" * len(ALL),
-    ]
-    for i, judge in enumerate(JUDGES):
-        cells = [_share([r.flagged[i] for r in rows if r.dtype == d and r.size > FACTOR]) for d in ALL]
-        lines.append(f"| {judge.name} | " + " | ".join(cells) + " |")
-    lines += [
+        *_table(row for row in rows if row.size > FACTOR),
         "",
-        "## Defects whose results are right",
+        f"## Defects within {FACTOR:g} times the floor",
         "",
-        "Inputs overwritten, strides ignored, memory left unwritten, results that change from run to run, and defects "
-        f"below {FACTOR:g} times the floor. Flagged of those judged:",
+        "Inputs overwritten, strides ignored, memory left unwritten, results that change from run to run, all of whose "
+        "results are right; and defects that rounding to the dtype hides nearly or wholly.",
         "",
-        "| judge | " + " | ".join(ALL) + " |",
-        "|---|" + "---|" * len(ALL),
-    ]
-    for i, judge in enumerate(JUDGES):
-        cells = [_share([r.flagged[i] for r in rows if r.dtype == d and r.size <= FACTOR]) for d in ALL]
-        lines.append(f"| {judge.name} | " + " | ".join(cells) + " |")
-    lines += ["", "## False alarms", "", "Flagged of the correct implementations:", ""]
-    lines += ["| judge | " + " | ".join(ALL) + " |", "|---|" + "---|" * len(ALL)]
-    for i, judge in enumerate(JUDGES):
-        cells = [_share([r.flagged[i] for r in alarms if r.dtype == d]) for d in ALL]
-        lines.append(f"| {judge.name} | " + " | ".join(cells) + " |")
-    lines += ["", "## What the audit does not flag though it exceeds the floor", ""]
-    missed = missed_defects(rows)
-    lines += [
-        f"- {r.name}, {r.dtype}, size {_size(r.size)}: {REASONS.get((r.name, r.dtype), 'not explained')}"
-        for r in missed
-    ]
-    lines += [] if missed else ["Nothing."]
-    lines += [
+        *_table(row for row in rows if row.size <= FACTOR),
+        "",
+        "## Defects that break",
+        "",
+        "They raise, or lose an output or a gradient.",
+        "",
+        *_table(row for row in rows if math.isnan(row.size)),
+        "",
+        "## False alarms",
+        "",
+        "Correct implementations, flagged. Where a judge flags these, that it flags defects says little.",
+        "",
+        *_table(alarms),
+        "",
+        "## What the audit does not flag though it exceeds the floor",
+        "",
+        *(
+            f"- {r.name}, {r.dtype}, size {_size(r.size)}: {REASONS.get((r.name, r.dtype), 'not explained')}"
+            for r in missed
+        ),
+        *([] if missed else ["Nothing."]),
         "",
         "## Every defect",
         "",
@@ -214,6 +211,16 @@ def document(rows: Sequence[Row], alarms: Sequence[Row]) -> str:
         marks = ["".join(_MARKS[r.flagged[i]] for r in found) for i in range(len(JUDGES))]
         lines.append(f"| {name} | {sizes} | " + " | ".join(f"`{m}`" for m in marks) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _table(rows: Iterable[Row]) -> list[str]:
+    """How many of the rows each judge flags, of those that its rule is about, by dtype."""
+    listed = list(rows)
+    lines = ["| flagged by | " + " | ".join(ALL) + " |", "|---|" + "---|" * len(ALL)]
+    for i, judge in enumerate(JUDGES):
+        cells = [_share([r.flagged[i] for r in listed if r.dtype == dtype]) for dtype in ALL]
+        lines.append(f"| {judge.name} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def missed_defects(rows: Sequence[Row]) -> list[Row]:

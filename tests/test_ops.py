@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,9 +14,11 @@ from ktonum import cli
 from ktonum.auditing import audit
 from ktonum.cases import Case, Point
 from ktonum.checks import checks_for
+from ktonum.comparison import spacing
 from ktonum.context import CaseContext
 from ktonum.errors import UsageError
-from ktonum.op import Op
+from ktonum.evaluation import Evaluation, Run
+from ktonum.op import Law, Op
 from ktonum.results import Report, Verdict
 from ktonum.runner import check_named, run_check
 from ktonum.sampling import Draw
@@ -108,3 +111,20 @@ def test_an_unknown_distribution_is_refused(name: str) -> None:
     case = Case(name, Point({"N": 3, "H": 5, "V": 7}, {}, "lognormal"), "fp32", "cpu")
     with pytest.raises(UsageError, match="unknown distribution 'lognormal': use normal"):
         OPS[name].sample(Draw.of(case))
+
+
+@pytest.mark.parametrize(("scale", "verdict"), [(2.0, Verdict.FAIL), (3.0, Verdict.PASS)])
+def test_a_law_is_held_to_as_many_bounds_as_it_says(scale: float, verdict: Verdict) -> None:
+    """One element is off by two and a half half units in the last place."""
+
+    def moved(parts: Sequence[Evaluation], run: Run) -> Evaluation:
+        output = parts[0].outputs["output"]
+        assert output is not None
+        expected = output.double()
+        expected[0, 0] += 2.5 * spacing(expected[0, 0], torch.bfloat16) / 2
+        return Evaluation({"output": expected})
+
+    law = Law("moved", lambda run: [run], moved, scale=scale)
+    op = replace(OPS["swiglu"].with_candidate("upcast"), laws=(law,))
+    case = _case(op, "bf16")
+    assert run_check(check_named(op, case, "law:moved"), CaseContext(op, case)).verdict is verdict

@@ -148,8 +148,8 @@ OP = Op(
             Point({"N": 129, "H": 257, "V": 1025}, {"reduction": "sum"}, "bias"),
             Point({"N": 128, "H": 256, "V": 512}, {"label_smoothing": 0.3}),
             *(
-                Point({"N": N, "H": 4096, "V": V}, checks=_PRODUCTION, devices=("cuda",))
-                for N, V in ((2048, 128_256), (1000, 151_936))
+                Point({"N": N, "H": 2048, "V": V}, checks=_PRODUCTION, devices=("cuda",))
+                for N, V in ((1000, 128_256), (509, 151_936))
             ),
         ),
     },
