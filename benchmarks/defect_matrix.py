@@ -28,7 +28,7 @@ sys.path += [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from judges import JUDGES, Trial, relative_error  # noqa: E402
 from mutants import DEFECTS, POINTS  # noqa: E402
-from op_defects import OP_DEFECTS, OPS  # noqa: E402
+from op_defects import BORDERLINE, OP_DEFECTS, OPS  # noqa: E402
 from plain_kto import PlainKTO  # noqa: E402
 from planted import ALL  # noqa: E402
 from small_defects import LOSS_DEFECTS, NORM_DEFECTS  # noqa: E402
@@ -41,6 +41,8 @@ from ktonum.op import Op  # noqa: E402
 
 #: The audit must flag defects larger than this many times the error of a right implementation.
 FACTOR = 3.0
+# Of the largest borderline defect.
+_ROUNDINGS = 16
 # The same candidate under another name, for a check that wants another verdict of it.
 _REPEATED = (", by differences", ", gradients")
 
@@ -76,7 +78,7 @@ def planted_defects() -> tuple[Planted, ...]:
             if not d.name.endswith(_REPEATED):
                 wrong = replace(op, candidate=d.candidate, dims=[d.point])
                 found.append(Planted(f"{label}: {d.name}", wrong, replace(wrong, candidate=right)))
-    for o in OP_DEFECTS:
+    for o in (*OP_DEFECTS, *BORDERLINE):
         point = min((p for p in OPS[o.op].points("quick") if o.shows(p)), key=lambda p: math.prod(p.dims.values()))
         wrong = replace(OPS[o.op], candidate=o.candidate, dims=[point])
         found.append(Planted(o.full_name, wrong, wrong.with_candidate("upcast")))
@@ -141,8 +143,14 @@ def _spread(function: object, count: int, jobs: int) -> list[Row]:
     return rows
 
 
-# Why a defect that exceeds the floor is not flagged, by name and dtype; anything else is a hole in the audit.
-REASONS: dict[tuple[str, str], str] = {}
+def explanation(row: Row) -> str | None:
+    """Why the audit passes a defect that exceeds the floor; None: it is a hole in the audit."""
+    if row.dtype in ("fp32", "fp64") and row.name in {o.full_name for o in BORDERLINE} and row.size < 4 * _ROUNDINGS:
+        return (
+            "a few roundings, where the accumulator is no wider than the dtype: the bound grants every rounding on the "
+            "way, at odds of 1e-6, and the right candidate's error is a fraction of that"
+        )
+    return None
 
 
 def document(rows: Sequence[Row], alarms: Sequence[Row]) -> str:
@@ -163,6 +171,10 @@ def document(rows: Sequence[Row], alarms: Sequence[Row]) -> str:
         "All but gradcheck see the same outputs and gradients, under an upstream gradient that is not one: that is "
         "more than most of the tests they come from look at. gradcheck says nothing of the cases whose gradient is not "
         "the loss's derivative, such as KTO's with its detached reference point.",
+        "",
+        "Most of the defects are those of the audit's own tests, which demand that it flag them: there, the others' "
+        f"columns are what is to be learnt. The {len(BORDERLINE)} whose names count roundings were not chosen so; they "
+        "show where the audit's sight ends.",
         "",
         f"## Defects that exceed the rounding floor {FACTOR:g} times",
         "",
@@ -192,10 +204,7 @@ def document(rows: Sequence[Row], alarms: Sequence[Row]) -> str:
         "",
         "## What the audit does not flag though it exceeds the floor",
         "",
-        *(
-            f"- {r.name}, {r.dtype}, size {_size(r.size)}: {REASONS.get((r.name, r.dtype), 'not explained')}"
-            for r in missed
-        ),
+        *(f"- {r.name}, {r.dtype}, size {_size(r.size)}: {explanation(r) or 'not explained'}" for r in missed),
         *([] if missed else ["Nothing."]),
         "",
         "## Every defect",
@@ -249,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = _spread(_examine_indexed, len(planted_defects()), options.jobs)
     alarms = _spread(_alarms_indexed, len(right_ops()), options.jobs)
     options.out.write_text(document(rows, alarms), encoding="utf-8")
-    unexplained = [r for r in missed_defects(rows) if (r.name, r.dtype) not in REASONS]
+    unexplained = [r for r in missed_defects(rows) if explanation(r) is None]
     for row in unexplained:
         sys.stdout.write(f"not flagged and not explained: {row.name}, {row.dtype}, size {_size(row.size)}\n")
     return 1 if unexplained else 0

@@ -199,3 +199,33 @@ OP_DEFECTS = (
         not_at=("normal",),
     ),
 )
+
+
+def _rounded_off(op: str, name: str, change: Callable[[Tensor, float], Tensor]) -> Callable[..., Any]:
+    """The right op, the gradient of one input changed by so many roundings of the input's dtype."""
+    right = rounded_once(OPS[op].reference)
+
+    def wrong(**inputs: Any) -> Tensor:
+        x: Tensor = inputs[name]
+        u = torch.finfo(x.dtype).eps / 2
+        return right(**{**inputs, name: with_gradient(x, lambda g: change(g.double(), u).to(g.dtype))})
+
+    return wrong
+
+
+def _noise(gradient: Tensor, size: float) -> Tensor:
+    """± ``size`` of each element, by turns that no row or column knows of."""
+    turns = torch.arange(gradient.numel(), dtype=torch.float64).mul(2.0**0.5).frac().ge(0.5).view(gradient.shape)
+    return gradient * (1 + size * (2 * turns.double() - 1))
+
+
+#: Defects a few roundings large, not chosen for being flagged: where the audit's sight ends.
+BORDERLINE = tuple(
+    OpDefect(op, name, _rounded_off(op, x, change), ())
+    for op, x in (("rms_norm", "x"), ("swiglu", "gate"), ("fused_linear_cross_entropy", "weight"))
+    for roundings in (4, 16)
+    for name, change in (
+        (f"gradient off by ±{roundings} roundings", lambda g, u, k=roundings: _noise(g, k * u)),
+        (f"gradient scaled by {roundings} roundings", lambda g, u, k=roundings: g * (1 + k * u)),
+    )
+)

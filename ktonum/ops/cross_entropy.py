@@ -21,7 +21,7 @@ from ktonum.ops.softmax_errors import LabelledRows, loss_bounds
 from ktonum.ops.upcasting import rounded_once
 from ktonum.sampling import Draw
 
-__all__ = ["OP", "reference", "sampled_targets", "scored_rows", "torch_cross_entropy", "upcast"]
+__all__ = ["OP", "ignored_rows_law", "reference", "sampled_targets", "scored_rows", "torch_cross_entropy", "upcast"]
 
 _SCALE = 2.0
 _PEAKED = 12.0
@@ -97,26 +97,30 @@ def _error_model(
 
 
 def _shifted(run: Run) -> list[Run] | None:
+    """All logits moved by as much, where that is exact."""
     logits = run.inputs["logits"]
     moved = logits + _SHIFT
-    return (
-        [Run({**run.inputs, "logits": moved}, run.parameters, run.upstream)]
-        if bool((moved - _SHIFT == logits).all())
-        else None
-    )
-
-
-def _other_ignored_rows(run: Run) -> list[Run] | None:
-    ignored = run.inputs["target"] == run.parameters.get("ignore_index", -100)
-    if not bool(ignored.any()):
+    if not bool((moved - _SHIFT == logits).all()):
         return None
-    logits = torch.where(ignored.unsqueeze(1), 1.0 - 3.0 * run.inputs["logits"], run.inputs["logits"])
-    return [Run({**run.inputs, "logits": logits}, run.parameters, run.upstream)]
+    return [Run({**run.inputs, "logits": moved}, run.parameters, run.upstream)]
 
 
 def _unchanged(parts: Sequence[Evaluation], run: Run) -> Evaluation:
     (part,) = parts
     return part
+
+
+def ignored_rows_law(name: str) -> Law:
+    """Other values in the ignored rows of the input called ``name`` change nothing."""
+
+    def changed(run: Run) -> list[Run] | None:
+        ignored = run.inputs["target"] == run.parameters.get("ignore_index", -100)
+        if not bool(ignored.any()):
+            return None
+        values = torch.where(ignored.unsqueeze(1), 1.0 - 3.0 * run.inputs[name], run.inputs[name])
+        return [Run({**run.inputs, name: values}, run.parameters, run.upstream)]
+
+    return Law("ignored rows", changed, _unchanged)
 
 
 _INEXACT = ("law:shift-invariance",)
@@ -153,7 +157,7 @@ OP = Op(
     },
     laws=(
         *row_laws("logits", "target", counted=scored_rows),
-        Law("ignored rows", _other_ignored_rows, _unchanged),
+        ignored_rows_law("logits"),
         Law("shift invariance", _shifted, _unchanged),
     ),
     error_model=_error_model,

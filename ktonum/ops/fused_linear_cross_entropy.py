@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ktonum.bounds import Arithmetic, summation_variance, unit_roundoff
 from ktonum.cases import Point
-from ktonum.evaluation import Evaluation, Run
-from ktonum.op import Law, Op
+from ktonum.evaluation import Evaluation
+from ktonum.op import Op
 from ktonum.ops import cross_entropy
 from ktonum.ops.row_laws import row_laws
 from ktonum.ops.softmax_errors import LabelledRows, loss_bounds
@@ -112,19 +112,6 @@ def _shared_by_row(rows: LabelledRows, arithmetic: Arithmetic, weight: Tensor) -
     return c * (3 * rows.logsumexp_variance(arithmetic).sqrt() * predicted + 2 * s * (predicted + wanted))
 
 
-def _other_ignored_rows(run: Run) -> list[Run] | None:
-    ignored = run.inputs["target"] == run.parameters.get("ignore_index", -100)
-    if not bool(ignored.any()):
-        return None
-    changed = torch.where(ignored.unsqueeze(1), 1.0 - 3.0 * run.inputs["input"], run.inputs["input"])
-    return [Run({**run.inputs, "input": changed}, run.parameters, run.upstream)]
-
-
-def _unchanged(parts: Sequence[Evaluation], run: Run) -> Evaluation:
-    (part,) = parts
-    return part
-
-
 _PRODUCTION = ("forward", "gradients", "determinism")
 _QUICK = (
     Point({"N": 37, "H": 70, "V": 301}),
@@ -155,7 +142,7 @@ OP = Op(
     },
     laws=(
         *row_laws("input", "target", counted=cross_entropy.scored_rows),
-        Law("ignored rows", _other_ignored_rows, _unchanged),
+        cross_entropy.ignored_rows_law("input"),
     ),
     differentiable=("input", "weight", "bias"),
     error_model=_error_model,
