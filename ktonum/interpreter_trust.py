@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -50,13 +49,19 @@ def refusing_bfloat16_of_the_interpreter() -> Iterator[None]:
     found: set[str] = set()
     cause: Exception | None = None
     with ExitStack() as stack:
-        builder = interpreter.InterpreterBuilder
+
+        def watch(
+            owner: Any, name: str, watching: Callable[[Callable[..., Any], set[str]], Callable[..., Any]]
+        ) -> None:
+            method = getattr(owner, name)
+            stack.callback(setattr, owner, name, method)
+            setattr(owner, name, watching(method, found))
+
         for name in _CALCULATIONS:
-            stack.enter_context(mock.patch.object(builder, name, _calculating(getattr(builder, name), found)))
+            watch(interpreter.InterpreterBuilder, name, _calculating)
         for name in _CASTS:
-            stack.enter_context(mock.patch.object(builder, name, _casting(getattr(builder, name), found)))
-        reductions = interpreter.ReduceScanOpInterface
-        stack.enter_context(mock.patch.object(reductions, "apply", _reducing(reductions.apply, found)))
+            watch(interpreter.InterpreterBuilder, name, _casting)
+        watch(interpreter.ReduceScanOpInterface, "apply", _reducing)
         try:
             yield
         except Exception as error:

@@ -79,7 +79,7 @@ def _error_model(
     error = labelled.error
     # Each of the c e_v is an operand: rounded once, and no nearer than half the spacing of subnormals.
     tiny = torch.finfo(arithmetic.operands).smallest_normal * operand
-    rounding = (operand * error).square() + torch.where(error != 0, tiny**2, 0.0)
+    rounding = (operand * error).square() + tiny**2 * (error != 0)
     own = independent.square() + rounding
 
     def accumulated(total: Tensor, squares: Tensor, terms: int) -> Tensor:

@@ -114,7 +114,7 @@ def loss_bounds(rows: LabelledRows, arithmetic: Arithmetic) -> tuple[tuple[Tenso
     # Half the spacing of subnormals: what is stored on the way cannot be nearer.
     underflow = torch.finfo(arithmetic.stored).smallest_normal * unit_roundoff(arithmetic.stored)
     independent = c * p * rows.probability_variance(arithmetic).sqrt() + 3 * s * rows.error.abs()
-    independent = independent + torch.where(c > 0, underflow, 0.0)
+    independent = independent + underflow * (c > 0)
     # Where p is far below q, elements are nearly c q, one number for many, and their last rounding is one as well.
     alike = unit_roundoff(arithmetic.operands) * rows.target
     coherent = c * (3 * shared.sqrt().unsqueeze(1) * p + 2 * s * (p + rows.target) + alike)
