@@ -157,7 +157,7 @@ JUDGES = (
     ),
     Judge(
         "2 × plain",
-        "FlashAttention, `tests/cute/test_flash_attn.py`: the largest error is at most twice that of plain PyTorch in "
+        "FlashAttention, `test_flash_attn.py`: the largest error is at most twice that of plain PyTorch in "
         "the same dtype, plus twice what adding and subtracting 0.3 loses; published for 16 bits, put to float32 too",
         _twice_plain,
     ),

@@ -52,7 +52,7 @@ def test_the_page_has_no_unexplained_miss() -> None:
 SAMPLE = (
     "kto: reference model ignored",
     "rms_norm: gradient scaled by 1.01",
-    "softmax_loss: input clipped in place",
+    "softmax_loss: upstream gradient scaled in place",
     "plain rms_norm: output differs from run to run",
 )
 
@@ -64,6 +64,11 @@ def test_a_part_of_the_matrix_comes_out_as_written(matrix: ModuleType, name: str
     row = matrix.examine(defect, dtype)
     written = [marks[ALL.index(dtype)] for marks in _marks()[name]]
     assert [matrix._MARKS[flagged] for flagged in row.flagged] == written
+
+
+# What is more accurate than plain PyTorch in 16 bits is as far from it as that is from the truth; and in float32 plain
+# PyTorch's largest error may be small by luck.
+FALSE_ALARMS = {("assert_close", "bf16"), ("assert_close", "fp16"), ("2 × plain", "fp32")}
 
 
 @pytest.mark.parametrize("dtype", ALL)
@@ -84,14 +89,13 @@ def test_each_judge_flags_a_gross_defect_and_passes_a_correct_op(matrix: ModuleT
         assert gross is correct is None
         return
     assert gross is True
-    # Not against plain PyTorch in 16 bits: what is more accurate than that is as far from it as that is from the truth.
-    assert correct is (judge.name == "assert_close" and dtype in ("bf16", "fp16"))
+    assert correct is ((judge.name, dtype) in FALSE_ALARMS)
 
 
 @pytest.mark.parametrize("dtype", ALL)
 def test_the_size_of_a_defect_is_its_error_in_units_of_the_right_ones(matrix: ModuleType, dtype: str) -> None:
     by_name = {d.name: d for d in matrix.planted_defects()}
-    assert matrix.size_of(by_name["softmax_loss: input clipped in place"], dtype) <= matrix.FACTOR
+    assert matrix.size_of(by_name["softmax_loss: upstream gradient scaled in place"], dtype) <= matrix.FACTOR
     assert matrix.size_of(by_name["softmax_loss: gradient's sign flipped"], dtype) > 100
     assert math.isnan(matrix.size_of(by_name["softmax_loss: raises"], dtype))
 

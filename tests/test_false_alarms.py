@@ -141,7 +141,7 @@ def test_a_block_of_the_long_count_raises_no_alarm(count: ModuleType, number: in
 def test_the_long_count_raises_alarms_and_goes_on_where_it_stopped(
     count: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = replace(RMS_NORM, candidate=lambda x, weight, eps: {"y": 1.01 * x})
+    wrong = replace(RMS_NORM, candidate=lambda x, weight, eps: {"y": 1.01 * x * weight})
     monkeypatch.setattr(count, "subjects", lambda: (count.Subject(wrong, "precise", "wrong"),))
     block = count.run_block(0)
     assert any("::forward y/element" in text for text in block.alarms)
