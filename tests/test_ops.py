@@ -72,6 +72,21 @@ def test_the_reference_itself_meets_eager(name: str) -> None:
     assert_all_pass(audit(op, device="cpu", standard="eager"), op)
 
 
+@pytest.mark.parametrize("standard", ["precise", "eager"])
+@pytest.mark.parametrize("name", OPS)
+def test_the_full_profile_passes_at_its_other_points_too(name: str, standard: str) -> None:
+    """Small elements among outliers are subnormal in float16: the bound of `rms_norm` once granted them nothing."""
+    right = OPS[name].with_candidate("upcast").candidate if standard == "precise" else OPS[name].reference
+    op = replace(OPS[name], candidate=right)
+    cases = [c for c in op.cases(profile="full", dtypes=ALL, device="cpu") if c.point not in op.points("quick")]
+    assert len(cases) >= 2 * len(ALL)
+    for case in cases:
+        context = CaseContext(op, case)
+        for check in ("forward", "gradients"):
+            result = run_check(check_named(op, case, check), context, standard)
+            assert result.verdict is Verdict.PASS and not result.vacuous, (case.name, check, result.reason)
+
+
 @pytest.mark.parametrize("name", OPS)
 def test_torch_meets_precise_in_float32_and_float64_and_eager_in_16_bits(name: str) -> None:
     op = OPS[name].with_candidate("torch")

@@ -53,8 +53,9 @@ def _error_model(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """With c = x − mean(x), r = 1 / std and ĉ = c r: y = ĉ w + b, ∂x = r (g w − mean(g w) − ĉ mean(g w ĉ)).
 
-    A few roundings an element are its own. Those of the mean, of r and of the two means of ∂x a row shares; the mean's
-    error moves c, but not Σ c² to first order. ∂w = Σ_rows g ĉ and ∂b = Σ_rows g.
+    A few roundings an element is its own. Those of the mean, of r and of the two means of ∂x a row shares; the mean's
+    error moves c, but not Σ c² to first order. ∂w = Σ_rows g ĉ and ∂b = Σ_rows g. What is stored on the way is no
+    nearer than half the spacing of subnormals.
     """
     a, s = arithmetic.accumulator, unit_roundoff(arithmetic.stored)
     x, w, g = inputs["x"].double(), inputs["weight"].double(), upstream["output"].double()
@@ -79,17 +80,23 @@ def _error_model(
     # Autograd of the formula adds both terms up before it takes their mean.
     of_weighted = of_row_mean(weighted, 1) + of_row_mean(through, 4)
     of_through = of_row_mean(weighted * normed, 3) + of_mean * r * mean_weighted.abs()
+    tiny = torch.finfo(arithmetic.stored).smallest_normal * s
     size = (weighted.abs() + mean_weighted.abs() + through.abs()) * r
     by_weight, by_bias = g * normed, g
-    weight_variance = (by_weight.square() * (of_r.square() + 9 * s**2) + (g * r * of_mean).square()).sum(0)
+    weight_variance = (
+        by_weight.square() * (of_r.square() + 9 * s**2) + (g * r * of_mean).square() + (tiny * g).square()
+    ).sum(0)
 
     def of_column_sum(terms: Tensor) -> Tensor:
         return summation_variance(rows, terms.sum(0), terms.square().sum(0), a)
 
     return {
-        "output": (3 * s * (normed * w).abs(), of_r * (normed * w).abs() + of_mean * r * w.abs()),
+        "output": (
+            3 * s * (normed * w).abs() + tiny * (1 + w.abs()),
+            of_r * (normed * w).abs() + of_mean * r * w.abs(),
+        ),
         "grad_x": (
-            4 * s * size,
+            4 * s * size + tiny * (2 + r),
             of_r * (size + 2 * r * through.abs())
             + r * (of_weighted + normed.abs() * of_through + r * of_mean * mean_through.abs()),
         ),

@@ -47,7 +47,8 @@ def _error_model(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """With r = 1 / rms and the mean m of g w x: y = x r w, ∂x = r g w − x r³ m, ∂w = Σ_rows g x r.
 
-    A few roundings an element are its own; those of r, and of m, a row shares.
+    A few roundings an element are its own; those of r, and of m, a row shares. What is stored on the way is no nearer
+    than half the spacing of subnormals, which in float16 small elements among outliers are.
     """
     a, s = arithmetic.accumulator, unit_roundoff(arithmetic.stored)
     x, w, g = inputs["x"].double(), inputs["weight"].double(), upstream["output"].double()
@@ -67,15 +68,16 @@ def _error_model(
     direct, through_r = (g * w * r).abs(), (x * r**3).abs()
     by_weight = g * x * r
     by_weight_squares = by_weight.square()
+    tiny = torch.finfo(arithmetic.stored).smallest_normal * s
     columns = summation_variance(rows, by_weight.sum(0), by_weight_squares.sum(0), a)
     return {
-        "output": (2 * s * (x * r * w).abs(), shared * (x * r * w).abs()),
+        "output": (2 * s * (x * r * w).abs() + tiny * w.abs(), shared * (x * r * w).abs()),
         "grad_x": (
-            3 * s * (direct + through_r * mean.abs()),
+            3 * s * (direct + through_r * mean.abs()) + tiny * (2 + r),
             shared * (direct + 3 * through_r * mean.abs()) + through_r * of_mean,
         ),
         "grad_weight": (
-            ((by_weight_squares * (9 * of_r + 13 * s**2)).sum(0) + columns).sqrt(),
+            ((by_weight_squares * (9 * of_r + 13 * s**2) + (tiny * g).square()).sum(0) + columns).sqrt(),
             torch.zeros_like(w),
         ),
     }
