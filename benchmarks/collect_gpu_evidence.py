@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+#: The ready ops, audited with the implementations that others publish: see docs/findings.md.
+OPS = ("rms_norm", "layer_norm", "swiglu", "cross_entropy", "fused_linear_cross_entropy")
 sys.path.insert(0, str(ROOT))
 
 from ktonum.environment import describe_environment  # noqa: E402  # the checkout first, installed or not
@@ -60,6 +62,7 @@ def stages(out: Path, liger_checkout: str | None) -> list[Stage]:
         audit("audit-full", "--profile", "full"),
         audit("candidate-liger", "--candidate", "liger", "--profile", "full", "--dtype", "bf16"),
         audit("candidate-trl", "--candidate", "trl", "--profile", "full", "--dtype", "bf16"),
+        *(audit(f"{op}-{c}", op, "--candidate", c, "--profile", "full") for op in OPS for c in ("torch", "liger")),
         Stage("bench", [sys.executable, "-m", "ktonum", "bench", "--json", str(out / "bench.json")]),
         Stage("tolerances", [sys.executable, str(ROOT / "benchmarks/measure_tolerances.py"), "--device", "cuda"]),
     ]

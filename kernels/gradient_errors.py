@@ -7,12 +7,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ktonum.bounds import Arithmetic, summation_variance, unit_roundoff
+from ktonum.bounds import Arithmetic, confidence, summation_variance, unit_roundoff
 from ktonum.evaluation import Evaluation
 from ktonum.kernels.formula import KTOConfig
 from ktonum.kernels.logit_errors import ScoredTokens, analysed_tokens
 
 __all__ = ["gradient_bounds"]
+
+# What is summed over tokens, and over sequences.
+_SUMS = ("squares", "variance", "coherent", "own")
 
 
 def gradient_bounds(
@@ -38,17 +41,15 @@ def gradient_bounds(
     input_variance = torch.zeros(head.input.shape, dtype=work, device=device)
     input_coherent = torch.zeros_like(input_variance)
     # Three sums over tokens: with x, and with 1 in x's place for the bias.
-    x_sums = {
-        k: torch.zeros(vocabulary, hidden, dtype=work, device=device) for k in ("squares", "variance", "coherent")
-    }
-    b_sums = {k: torch.zeros(vocabulary, dtype=work, device=device) for k in ("squares", "variance", "coherent")}
+    x_sums = {k: torch.zeros(vocabulary, hidden, dtype=work, device=device) for k in _SUMS}
+    b_sums = {k: torch.zeros(vocabulary, dtype=work, device=device) for k in _SUMS}
     sequence_x, sequence_b = torch.zeros_like(x_sums["squares"]), torch.zeros_like(b_sums["squares"])
     sequence = 0
 
     def close_sequence() -> None:
-        # c_i's error multiplies the sequence's whole contribution.
+        # c_i's error multiplies the sequence's whole contribution, and does not average out over its elements.
         for sums, total in ((x_sums, sequence_x), (b_sums, sequence_b)):
-            sums["variance"].addcmul_(total, total, value=float(own[sequence] ** 2))
+            sums["own"].addcmul_(total, total, value=float(own[sequence] ** 2))
             sums["coherent"].add_(total.abs(), alpha=float(shared[sequence]))
             total.zero_()
 
@@ -82,6 +83,8 @@ def gradient_bounds(
         sequence_x.addmm_((c * e).T, chunk.x)
         sequence_b.add_((c * e).sum(0))
     close_sequence()
+    for sums in (x_sums, b_sums):
+        sums["coherent"].add_(sums["own"].sqrt(), alpha=confidence())
 
     def assembled(name: str, sums: Mapping[str, Tensor], roundings: float) -> tuple[Tensor, Tensor]:
         total = oracle.gradients[name]

@@ -23,6 +23,8 @@ from ktonum.sampling import Draw
 __all__ = ["OP"]
 
 _CONFIG = {f.name: f.default for f in fields(KTOConfig)}
+# Of the constructor, but not of the loss: results must not depend on it.
+_IMPLEMENTATION = ("chunk_size",)
 # Names of the tensors in Liger-Kernel's forward, where they differ from ours.
 _LIGER_NAMES = {"input": "_input", "weight": "lin_weight"}
 
@@ -117,6 +119,7 @@ def _adapt(candidate: Any, parameters: Mapping[str, Any]) -> Callable[..., dict[
     if lacking:
         raise UsageError(f"its constructor takes no {', '.join(lacking)}")
     arguments = {k: v for k, v in config.items() if k in constructor or open_ended}
+    arguments |= {k: v for k, v in parameters.items() if k in _IMPLEMENTATION and k in constructor}
     if "compiled" in constructor:
         arguments["compiled"] = False
 
@@ -148,7 +151,14 @@ _QUICK = (
     ),
     Point(
         {"B": 3, "T": 21, "H": 70, "V": 270},
-        {"with_bias": True, "kl_from": "scalar", "average_log_prob": True, "ignore_index": 5, "beta": 0.7},
+        {
+            "with_bias": True,
+            "kl_from": "scalar",
+            "average_log_prob": True,
+            "ignore_index": 5,
+            "beta": 0.7,
+            "chunk_size": 2,
+        },
     ),
     Point(
         {"B": 2, "T": 17, "H": 17, "V": 129},
@@ -176,6 +186,8 @@ OP = Op(
         "full": (
             *_QUICK,
             Point({"B": 1, "T": 1, "H": 1, "V": 1}),
+            # As many tokens as sequences in a chunk: liger-kernel 0.8.2 multiplies labels along the wrong one.
+            Point({"B": 4, "T": 4, "H": 16, "V": 24}, {"chunk_size": 4, "masked": 0.9}),
             Point({"B": 2, "T": 128, "H": 256, "V": 512}, {"with_bias": True}),
             Point({"B": 2, "T": 129, "H": 257, "V": 1025}, {"average_log_prob": True, "masked": 1.0}),
             Point(

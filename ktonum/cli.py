@@ -21,7 +21,14 @@ from ktonum.errors import UsageError
 __all__ = ["app", "main"]
 
 #: Ops that come with ktonum.
-SHIPPED = {"kto": "ktonum.kernels.kto_op:OP"}
+SHIPPED = {
+    "kto": "ktonum.kernels.kto_op:OP",
+    "rms_norm": "ktonum.ops.rms_norm:OP",
+    "layer_norm": "ktonum.ops.layer_norm:OP",
+    "swiglu": "ktonum.ops.swiglu:OP",
+    "cross_entropy": "ktonum.ops.cross_entropy:OP",
+    "fused_linear_cross_entropy": "ktonum.ops.fused_linear_cross_entropy:OP",
+}
 
 app = typer.Typer(
     help="Numerics audits for GPU kernels: is it right, and would the test have noticed if it were not?",
@@ -133,7 +140,8 @@ def _op_target(op: str) -> str:
         near = difflib.get_close_matches(op, SHIPPED, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UsageError(
-            f"unknown op {op!r}: use {' or '.join(SHIPPED)}, or name yours as module:attr or path/file.py:attr{hint}"
+            f"unknown op {op!r}: use one of {', '.join(SHIPPED)}, or name yours as module:attr or "
+            f"path/file.py:attr{hint}"
         )
     return op
 

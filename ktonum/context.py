@@ -16,6 +16,7 @@ from ktonum.cases import Case, torch_dtype
 from ktonum.errors import CandidateError, KtonumError
 from ktonum.evaluation import Evaluation, Run, evaluate, named_outputs, upcast
 from ktonum.gradient_check.function import private_copy
+from ktonum.interpreter_trust import refusing_bfloat16_of_the_interpreter
 from ktonum.op import Op
 from ktonum.sampling import Draw
 
@@ -114,6 +115,7 @@ class CaseContext:
 
         Raises:
             CandidateError: It raised, with its traceback; or its result's structure is not the reference's.
+            UsageError: Its kernels ran in Triton's interpreter and calculated in bfloat16, which comes out wrong there.
         """
         run = self.run if run is None else run
         candidate = self.candidate
@@ -122,7 +124,8 @@ class CaseContext:
         inputs = {k: self._lent(v) for k, v in run.inputs.items()}
         upstream = {k: self._lent(v) for k, v in run.upstream.items()}
         try:
-            return evaluate(candidate, inputs, differentiable=self.differentiable, upstream=upstream)
+            with refusing_bfloat16_of_the_interpreter():
+                return evaluate(candidate, inputs, differentiable=self.differentiable, upstream=upstream)
         except (KtonumError, torch.OutOfMemoryError):  # the audit's own tensors take memory, too: not its fault alone
             raise
         except Exception as error:  # whatever the candidate raises

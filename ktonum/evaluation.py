@@ -118,4 +118,6 @@ def evaluate(
     gradients = torch.autograd.grad(
         roots, [leaves[name] for name in differentiable], grad_outputs=cotangents, allow_unused=True
     )
-    return Evaluation(detached, dict(zip(differentiable, gradients, strict=True)), carrying)
+    # Detached: a backward may hand out a tensor it has saved, which may require gradients itself.
+    named = {k: None if g is None else g.detach() for k, g in zip(differentiable, gradients, strict=True)}
+    return Evaluation(detached, named, carrying)

@@ -35,12 +35,15 @@ class Law:
         combine: Evaluations of the variants, and the original run, to the evaluation that the original must equal.
             It may leave out outputs or gradients on which the law says nothing.
         exact: The equation holds bit for bit.
+        scale: Multiplies the bounds, unless it is exact: 2 where the original and what it is held against are off by
+            one bound each.
     """
 
     name: str
     variants: Callable[[Run], Sequence[Run] | None]
     combine: Callable[[Sequence[Evaluation], Run], Evaluation]
     exact: bool = False
+    scale: float = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)

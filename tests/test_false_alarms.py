@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 from mutants import KL_NEGATIVE, POINTS
@@ -20,6 +24,8 @@ from ktonum.kernels.kto_op import OP
 from ktonum.kernels.reference import ReferenceKTOLoss
 from ktonum.op import Op
 from ktonum.results import Measurement
+
+ROOT = Path(__file__).resolve().parents[1]
 
 #: Seeds of each point and dtype.
 SEEDS = 12
@@ -114,3 +120,40 @@ def test_plain_pytorch_meets_eager_where_sigmoids_saturate() -> None:
     op = replace(OP, candidate=ReferenceKTOLoss)
     for taken in measurements(op, (KL_NEGATIVE,), "fp32", 8, "eager"):
         assert taken.measurement.within, taken
+
+
+@pytest.fixture(scope="module")
+def count() -> ModuleType:
+    folder = str(ROOT / "benchmarks")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module("count_false_alarms")
+
+
+# Beyond the blocks that benchmarks/results/false_alarms.jsonl records.
+@pytest.mark.parametrize("number", [1000, 1001])
+def test_a_block_of_the_long_count_raises_no_alarm(count: ModuleType, number: int) -> None:
+    block = count.run_block(number)
+    assert sum(block.cases.values()) == count.BLOCK and block.measurements > 10 * count.BLOCK
+    assert block.alarms == ()
+
+
+def test_the_long_count_raises_alarms_and_goes_on_where_it_stopped(
+    count: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = replace(RMS_NORM, candidate=lambda x, weight, eps: {"y": 1.01 * x * weight})
+    monkeypatch.setattr(count, "subjects", lambda: (count.Subject(wrong, "precise", "wrong"),))
+    block = count.run_block(0)
+    assert any("::forward y/element" in text for text in block.alarms)
+    state = tmp_path / "state.jsonl"
+    state.write_text(count.json.dumps(count.asdict(block)) + "\n", encoding="utf-8")
+    page = tmp_path / "page.md"
+    status = count.main(["--cases", str(count.BLOCK), "--jobs", "1", "--state", str(state), "--out", str(page)])
+    assert status == 1 and len(state.read_text("utf-8").splitlines()) == 1
+    assert f"{count.BLOCK} cases" in page.read_text("utf-8") and "::forward y/element" in page.read_text("utf-8")
+
+
+def test_every_case_of_the_long_count_is_one_of_its_own(count: ModuleType) -> None:
+    names = [(s.label, case.name) for s, _, case in map(count.case_number, range(600))]
+    assert len(set(names)) > 0.97 * len(names)
+    assert {case.dtype for _, _, case in map(count.case_number, range(100))} == set(ALL)

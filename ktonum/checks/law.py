@@ -20,7 +20,7 @@ def law_check(law: Law) -> Check:
         expected = law.combine([context.evaluate(run) for run in runs], context.run).tensors()
         actual = context.result.tensors()
         if not law.exact:
-            return held_to_bounds(context, actual=actual, expected=expected, scale=2.0)
+            return held_to_bounds(context, actual=actual, expected=expected, scale=law.scale)
         return [
             equality_probe(name, actual=actual[name], expected=tensor, law=f"law '{law.name}'")
             for name, tensor in expected.items()

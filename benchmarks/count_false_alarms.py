@@ -1,0 +1,211 @@
+"""How often does the audit flag a correct implementation: thousands of cases over ops, dtypes and dims, on a CPU.
+
+    python benchmarks/count_false_alarms.py [--cases 10000] [--jobs 2] [--state FILE] [--out docs/false_alarms.md]
+
+Every case has dims of its own, drawn from its number, at the parameters and distributions of the op's quick points; all
+checks are put to it, without the search for their power. Results are kept in the state file, a line for each block of
+cases; run again, it goes on where it was stopped. The exit status is 1 if there was an alarm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests"))
+
+from op_defects import OPS  # noqa: E402
+from plain_kto import PlainKTO  # noqa: E402
+from planted import ALL  # noqa: E402
+
+from ktonum.bounds import FALSE_ALARM  # noqa: E402
+from ktonum.cases import Case, seed_of  # noqa: E402
+from ktonum.checks import Inapplicable, checks_for  # noqa: E402
+from ktonum.context import CaseContext  # noqa: E402
+from ktonum.errors import CandidateError  # noqa: E402
+from ktonum.kernels.kto_op import OP as KTO  # noqa: E402
+from ktonum.kernels.reference import ReferenceKTOLoss  # noqa: E402
+from ktonum.op import Op  # noqa: E402
+from ktonum.results import Verdict  # noqa: E402
+
+BLOCK = 50
+# The largest size of each dim; the smallest is 2, that no law is left without two rows.
+_LARGEST = {"B": 6, "T": 24, "N": 48, "H": 160, "V": 300}
+# Finite differences take most of a case's time: one float64 case in so many gets them.
+_GRADCHECK_EVERY = 5
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A correct candidate and the standard that it meets by construction."""
+
+    op: Op
+    standard: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """What came of `BLOCK` cases: how many by subject and dtype, how many measurements, and every alarm."""
+
+    number: int
+    cases: dict[str, int] = field(default_factory=dict)
+    measurements: int = 0
+    alarms: tuple[str, ...] = ()
+
+
+def subjects() -> tuple[Subject, ...]:
+    """Float32 inside and rounded once, under `precise`; plain PyTorch under `eager`.
+
+    torch's LayerNorm and its label smoothing are left out, for they are not correct in 16 bits: see docs/findings.md.
+    """
+    found = [
+        Subject(replace(KTO, candidate=PlainKTO), "precise", "kto, float32 inside"),
+        Subject(replace(KTO, candidate=ReferenceKTOLoss), "eager", "kto, plain PyTorch"),
+    ]
+    for name, op in OPS.items():
+        found.append(Subject(op.with_candidate("upcast"), "precise", f"{name}, float32 inside"))
+        found.append(Subject(replace(op, candidate=op.reference), "eager", f"{name}, plain PyTorch"))
+        if name != "layer_norm":
+            points = [p for p in op.points("quick") if "label_smoothing" not in p.parameters]
+            found.append(Subject(replace(op.with_candidate("torch"), dims=points), "eager", f"{name}, torch"))
+    return tuple(found)
+
+
+def case_number(number: int) -> tuple[Subject, Op, Case]:
+    """The case of that number; subjects and dtypes take turns."""
+    every = subjects()
+    subject = every[number % len(every)]
+    dtype = ALL[number // len(every) % len(ALL)]
+    draw = random.Random(seed_of(f"false alarms {number}"))
+    point = draw.choice(subject.op.points("quick"))
+    dims = {name: draw.randint(2, _LARGEST[name]) for name in point.dims}
+    if number % _GRADCHECK_EVERY:
+        point = replace(point, without=tuple({*point.without, "gradcheck"}))
+    op = replace(subject.op, dims=[replace(point, dims=dims)])
+    (case,) = op.cases(profile="quick", dtypes=[dtype], device="cpu")
+    return subject, op, case
+
+
+def alarms_of(subject: Subject, op: Op, case: Case) -> Iterator[str]:
+    """An empty text for each measurement within its bound, and what is wrong for each that is not."""
+    context = CaseContext(op, case)
+    for check in checks_for(op, case):
+        where = f"{subject.label}, {subject.standard}: {case.name}::{check.name}"
+        try:
+            if check.judge is not None:
+                result = check.judge(context)
+                yield f"{where} {result.reason}" if result.verdict in (Verdict.FAIL, Verdict.ERROR) else ""
+                continue
+            probes = () if check.probes is None else check.probes(context)
+        except Inapplicable:
+            continue
+        except CandidateError as error:
+            yield f"{where} {str(error).splitlines()[0]}"
+            continue
+        for probe in probes:
+            for m in probe.measure(probe.actual, subject.standard):
+                yield "" if m.within else f"{where} {m.name} = {m.value:.3g} exceeds {m.bound:.3g}"
+
+
+def run_block(number: int) -> Block:
+    """Audit the cases of a block."""
+    torch.set_num_threads(1)
+    counts: Counter[str] = Counter()
+    found: list[str] = []
+    for i in range(number * BLOCK, (number + 1) * BLOCK):
+        subject, op, case = case_number(i)
+        counts[f"{subject.label}, {subject.standard}|{case.dtype}"] += 1
+        found += alarms_of(subject, op, case)
+    return Block(number, dict(counts), len(found), tuple(text for text in found if text))
+
+
+def document(blocks: Sequence[Block]) -> str:
+    """The page."""
+    counts: Counter[str] = Counter()
+    for block in blocks:
+        counts.update(block.cases)
+    alarms = [text for block in blocks for text in block.alarms]
+    measurements = sum(block.measurements for block in blocks)
+    total = sum(counts.values())
+    labels = sorted({key.partition("|")[0] for key in counts})
+    lines = [
+        "# False alarms",
+        "",
+        f"Written by `python benchmarks/count_false_alarms.py`: {total:,} cases of correct implementations, each with "
+        f"dims of its own, all checks, {measurements:,} measurements, on a CPU: **{len(alarms)} alarms**. At "
+        f"{FALSE_ALARM:g} a measurement, which the bounds are made for, {measurements * FALSE_ALARM:.1f} were allowed.",
+        "",
+        "*float32 inside* calculates in float32 (float64 for float64) and rounds once, and is held to `precise`; "
+        "*plain PyTorch* is the reference in the dtype itself, *torch* torch's own function, both held to `eager`. "
+        f"Finite differences are taken of one float64 case in {_GRADCHECK_EVERY}. In float64 the reference is the "
+        "oracle itself: there, plain PyTorch cannot miss it in `forward` and `gradients`. `kto`'s Triton kernels, "
+        "which take seconds a case in the interpreter, are not among these; the audit's own points and the tests are "
+        "theirs.",
+        "",
+        "A first run of the first 10,000 cases had six alarms. Four were no false ones: torch's cross-entropy with "
+        "label smoothing overflows in float16 ([findings](findings.md)), and no longer counts as correct. Two were "
+        "holes in the bounds: `kto`'s took the error of a sequence's own coefficient to average out over the elements "
+        "of grad_weight, and `eager` did not grant `cross_entropy` a stored log-sum-exp. Both were closed before this "
+        "run; the cases after the first 10,000 were new to it.",
+        "",
+        "| cases | " + " | ".join(ALL) + " |",
+        "|---|" + "---|" * len(ALL),
+        *(f"| {label} | " + " | ".join(str(counts[f"{label}|{d}"]) for d in ALL) + " |" for label in labels),
+    ]
+    if alarms:
+        lines += ["", "## Alarms", "", *(f"- {text}" for text in alarms)]
+    return "\n".join(lines) + "\n"
+
+
+def _read(state: Path) -> dict[int, Block]:
+    if not state.is_file():
+        return {}
+    records = [json.loads(line) for line in state.read_text("utf-8").splitlines() if line.strip()]
+    return {r["number"]: Block(**{**r, "alarms": tuple(r["alarms"])}) for r in records}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the state file lacks, print alarms as they come, write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--state", type=Path, default=ROOT / "benchmarks" / "results" / "false_alarms.jsonl")
+    parser.add_argument("--out", type=Path, default=None, help="write a page of all that the state file holds")
+    options = parser.parse_args(arguments)
+    blocks = _read(options.state)
+    missing = [i for i in range(-(-options.cases // BLOCK)) if i not in blocks]
+    with options.state.open("a", encoding="utf-8") as state:
+        with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
+            for done, block in enumerate(pool.imap_unordered(run_block, missing), 1):
+                blocks[block.number] = block
+                state.write(json.dumps(asdict(block)) + "\n")
+                state.flush()
+                for text in block.alarms:
+                    sys.stdout.write(f"{text}\n")
+                sys.stderr.write(f"\r{done} of {len(missing)} blocks")
+    sys.stderr.write("\n")
+    held = [blocks[i] for i in sorted(blocks)]
+    if options.out is not None:
+        options.out.write_text(document(held), encoding="utf-8")
+    alarms = sum(len(block.alarms) for block in held)
+    sys.stdout.write(f"{sum(sum(b.cases.values()) for b in held):,} cases, {alarms} alarms\n")
+    return 1 if alarms else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+r"""SwiGLU: :math:`y = a \, \sigma(a) \, b`, element by element, for the two halves of a gated feed-forward layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ktonum.bounds import Arithmetic, unit_roundoff
+from ktonum.cases import Point
+from ktonum.errors import UsageError
+from ktonum.evaluation import Evaluation
+from ktonum.op import Op
+from ktonum.ops.row_laws import row_laws
+from ktonum.ops.upcasting import rounded_once
+from ktonum.sampling import Draw
+
+__all__ = ["OP", "reference", "torch_swiglu", "upcast"]
+
+# Beyond about 11 the gate is its own silu to float32's last place, and its product with an upstream gradient of few
+# bits a tie of 16-bit rounding, always broken the same way: a bias of 2e-4 that correct rounding has as well.
+_WIDE = 3.0
+
+
+def reference(gate: Tensor, up: Tensor) -> Tensor:
+    """The formula; gate, up and result (N, H), in their dtype."""
+    return gate * torch.sigmoid(gate) * up
+
+
+def torch_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """`torch.nn.functional.silu` times the other half, as models write it."""
+    return torch.nn.functional.silu(gate) * up
+
+
+#: The reference in float32, rounded once.
+upcast = rounded_once(reference)
+
+
+def _sample(draw: Draw) -> dict[str, Any]:
+    if draw.distribution not in ("normal", "wide"):
+        raise UsageError(f"unknown distribution {draw.distribution!r}: use normal or wide")
+    rows, hidden = draw.dims["N"], draw.dims["H"]
+    return {
+        "gate": draw.normal(rows, hidden, scale=_WIDE if draw.distribution == "wide" else 1.0),
+        "up": draw.normal(rows, hidden),
+    }
+
+
+def _error_model(
+    inputs: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    upstream: Mapping[str, Tensor],
+    oracle: Evaluation,
+    arithmetic: Arithmetic,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """σ errs by e^−a's argument and the quotient; ∂a = g b (σ + a σ (1 − σ)) through both its σ, whose error is one.
+
+    What is stored on the way is no nearer than half the spacing of subnormals: in float16, small sigmoids are not.
+    """
+    u, s = unit_roundoff(arithmetic.accumulator), unit_roundoff(arithmetic.stored)
+    a, b, g = inputs["gate"].double(), inputs["up"].double(), upstream["output"].double()
+    sigma = torch.sigmoid(a)
+    # Relative error of σ: its exponential's is at most 1 + |a| roundings, and counts as far as it counts in 1 + e^−a.
+    of_sigma = u * ((1 - sigma) * (a.abs() + 2) + 2) + s
+    silu = a * sigma
+    slope = sigma + a.abs() * sigma * (1 - sigma)
+    of_slope = (1 + a * (1 - 2 * sigma)).abs() * sigma * of_sigma + 4 * s * slope
+    tiny = torch.finfo(arithmetic.stored).smallest_normal * s
+    lost = tiny * (1 + a.abs())  # of σ, and of silu
+    none = torch.zeros_like(a)
+    return {
+        "output": ((silu * b).abs() * (of_sigma + 2 * s) + b.abs() * lost, none),
+        "grad_up": ((g * silu).abs() * (of_sigma + 2 * s) + g.abs() * lost, none),
+        "grad_gate": ((g * b).abs() * (of_slope + 2 * lost) + tiny * (2 + a.abs()), none),
+    }
+
+
+_PRODUCTION = ("forward", "gradients", "determinism")
+_QUICK = (Point({"N": 37, "H": 129}), Point({"N": 5, "H": 300}, {}, "wide"))
+
+OP = Op(
+    name="swiglu",
+    candidate="ktonum.ops.swiglu:torch_swiglu",
+    candidates={
+        "torch": "ktonum.ops.swiglu:torch_swiglu",
+        "liger": "ktonum.ops.liger_candidates:swiglu",
+        "upcast": "ktonum.ops.swiglu:upcast",
+    },
+    reference=reference,
+    sample=_sample,
+    dims={
+        "quick": _QUICK,
+        "full": (
+            *_QUICK,
+            Point({"N": 1, "H": 1}, without=("law:row-split", "law:permutation")),
+            Point({"N": 130, "H": 1025}, {}, "wide"),
+            Point({"N": 257, "H": 512}),
+            *(
+                Point({"N": N, "H": H}, {}, "wide", _PRODUCTION, devices=("cuda",))
+                for N, H in ((8192, 14_336), (4096, 11_008))
+            ),
+        ),
+    },
+    laws=row_laws("gate", "up"),
+    error_model=_error_model,
+)
