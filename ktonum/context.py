@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +20,7 @@ from ktonum.gradient_check.function import private_copy
 from ktonum.op import Op
 from ktonum.sampling import Draw
 
-__all__ = ["CaseContext"]
+__all__ = ["CaseContext", "candidate_errors"]
 
 # Plain float32 runs stand in for an analysis: their error, times this, is granted. Two correct implementations differ
 # by their order of summation, and a root mean square says nothing of the largest of many elements.
@@ -27,6 +28,17 @@ _MEASURED_SCALE = 4.0
 # Fewer elements than this do not tell how large an error typically is; as many further draws of the inputs do.
 _ENOUGH_TO_AVERAGE = 64
 _OTHER_DRAWS = 16
+
+
+@contextmanager
+def candidate_errors() -> Iterator[None]:
+    """Within: what the candidate raises becomes a `CandidateError` with its traceback."""
+    try:
+        yield
+    except (KtonumError, torch.OutOfMemoryError):  # the audit's own tensors take memory, too: not its fault alone
+        raise
+    except Exception as error:  # whatever the candidate raises
+        raise CandidateError(f"raised {type(error).__name__}: {error}\n{traceback.format_exc()}") from error
 
 
 class CaseContext:
@@ -85,6 +97,15 @@ class CaseContext:
                 upstream[name] = torch.where(draw.booleans(*output.shape), size, -size).to(self.dtype)
         return upstream
 
+    def varied(
+        self, *, inputs: Mapping[str, Any] | None = None, upstream: Mapping[str, Tensor] | None = None
+    ) -> CaseContext:
+        """The same case with other inputs or upstream gradients, and an oracle, runs and bounds of its own."""
+        other = CaseContext(self.op, self.case, self.device)
+        other.inputs = self.inputs if inputs is None else dict(inputs)
+        other.upstream = self.upstream if upstream is None else dict(upstream)
+        return other
+
     @property
     def run(self) -> Run:
         """The case's own run."""
@@ -109,27 +130,35 @@ class CaseContext:
         """The candidate as a function of the inputs; `ktonum.errors.UsageError` where it lacks what the case needs."""
         return self.op.bound_candidate(self.parameters)
 
-    def evaluate(self, run: Run | None = None) -> Evaluation:
+    def evaluate(self, run: Run | None = None, *, differentiable: Sequence[str] | None = None) -> Evaluation:
         """Run the candidate.
+
+        Args:
+            run: What to run it on; the case's own run by default.
+            differentiable: Inputs that require a gradient; the case's `differentiable` by default.
 
         Raises:
             CandidateError: It raised, with its traceback; or its result's structure is not the reference's.
         """
         run = self.run if run is None else run
-        candidate = self.candidate
-        # Copies of what the case's other runs read: a candidate that writes to its inputs would change their results,
-        # and one that writes the same again would find its own traces there and leave none.
-        inputs = {k: self._lent(v) for k, v in run.inputs.items()}
-        upstream = {k: self._lent(v) for k, v in run.upstream.items()}
-        try:
-            return evaluate(candidate, inputs, differentiable=self.differentiable, upstream=upstream)
-        except (KtonumError, torch.OutOfMemoryError):  # the audit's own tensors take memory, too: not its fault alone
-            raise
-        except Exception as error:  # whatever the candidate raises
-            raise CandidateError(f"raised {type(error).__name__}: {error}\n{traceback.format_exc()}") from error
+        candidate, names = self.candidate, self.differentiable if differentiable is None else differentiable
+        inputs, upstream = self.lent(run.inputs), self.lent(run.upstream)
+        with candidate_errors():
+            return evaluate(candidate, inputs, differentiable=names, upstream=upstream)
+
+    def evaluate_reference(self, *, differentiable: Sequence[str]) -> Evaluation:
+        """Outputs of the reference in float64, where only the named inputs require a gradient; no gradients."""
+        return evaluate(self._reference, upcast(self.inputs, torch.float64), differentiable=differentiable)
+
+    def lent(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Copies of the case's tensors and of views of them, with the same strides; anything else as it is.
+
+        A candidate that writes to its inputs would change the results of the case's other runs, and one that writes the
+        same again would find its own traces there and leave none.
+        """
+        return {name: self._lent(value) for name, value in values.items()}
 
     def _lent(self, value: Any) -> Any:
-        """A tensor of the case, or a view of one, as a copy with the same strides; anything else as it is."""
         if not isinstance(value, Tensor):
             return value
         own = [t for t in (*self.inputs.values(), *self.upstream.values()) if isinstance(t, Tensor)]

@@ -19,6 +19,7 @@ from planted import (
     tile_unwritten,
     times,
     truncated_to_bf16,
+    with_gradient,
 )
 from torch import Tensor
 
@@ -231,6 +232,14 @@ class BiasGradientMissing(PlainKTO):
         return {k: v.detach() if k == "bias" else v for k, v in given.items()}
 
 
+class BiasGradientMisplaced(PlainKTO):
+    """A backward that returns one gradient too few in front where the input needs none."""
+
+    def receive(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        alone = not given["input"].requires_grad
+        return {k: with_gradient(v, times(-1.0)) if k == "bias" and alone else v for k, v in given.items()}
+
+
 class WeightsSwapped(PlainKTO):
     def losses(self, logps: Tensor, reference: Tensor | None, labels: Tensor, kl: Tensor | None) -> Tensor:
         c = self.config
@@ -311,6 +320,7 @@ DEFECTS = (
     Defect("average over all tokens", AveragedOverAllTokens, AVERAGE, ("forward", "gradients", "law:padding")),
     Defect("bias gradient missing", BiasGradientMissing, MODEL, ("gradients",), breaks=True),
     Defect("bias gradient missing, by differences", BiasGradientMissing, MODEL, ("gradcheck",)),
+    Defect("bias gradient wrong without the input's", BiasGradientMisplaced, MODEL, ("gradient_subsets",)),
     Defect("weights swapped", WeightsSwapped, KL, ("forward", "gradients")),
     Defect("APO's sign wrong", APOSignWrong, APO, ("forward", "gradients")),
     Defect("KL not clamped", KLNotClamped, KL_NEGATIVE, ("forward", "gradients")),

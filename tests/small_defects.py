@@ -20,6 +20,7 @@ from planted import (
     tile_unwritten,
     times,
     truncated_to_bf16,
+    with_gradient,
 )
 from small_ops import LOSS_POINT, NORM_POINT, rms_norm_with, softmax_loss_with
 from torch import Tensor
@@ -50,6 +51,25 @@ def _clears_target_in_place(inputs: Inputs) -> Inputs:
 
 def _detaches_weight(inputs: Inputs) -> Inputs:
     return {k: v.detach() if k == "weight" else v for k, v in inputs.items()}
+
+
+def _halved_when_alone(inputs: Inputs) -> Inputs:
+    """The weight's gradient comes from a buffer that is filled for the input's."""
+    alone = not inputs["x"].requires_grad
+    return {k: with_gradient(v, times(0.5)) if k == "weight" and alone else v for k, v in inputs.items()}
+
+
+def _detached_when_alone(inputs: Inputs) -> Inputs:
+    return inputs if inputs["x"].requires_grad else _detaches_weight(inputs)
+
+
+def _requires_gradients(inputs: Inputs) -> Inputs:
+    inputs["x"].requires_grad_()
+    return inputs
+
+
+def _attached(tensor: Tensor) -> Tensor:
+    return tensor + torch.zeros((), dtype=tensor.dtype, requires_grad=True)
 
 
 def _halves_upstream_in_place(gradient: Tensor) -> Tensor:
@@ -113,6 +133,12 @@ NORM_DEFECTS = (
     _norm("gradients truncated to bf16", ("gradients",), gradient=_on(truncated_to_bf16)),
     _norm("weight gradient missing", ("gradients",), breaks=True, receive=_detaches_weight),
     _norm("weight gradient missing, by differences", ("gradcheck",), receive=_detaches_weight),
+    _norm("weight gradient wrong without the input's", ("gradient_subsets",), receive=_halved_when_alone),
+    _norm(
+        "weight gradient missing without the input's", ("gradient_subsets",), breaks=True, receive=_detached_when_alone
+    ),
+    _norm("makes its input require a gradient", ("gradient_subsets",), breaks=True, receive=_requires_gradients),
+    _norm("output attached to something else", ("gradient_subsets",), breaks=True, output=_attached),
     _norm("upstream gradient ignored", (*_BOTH, "linearity"), upstream=_wide_upstream_ignored),
     _norm("upstream gradient scaled in place", ("unmodified",), upstream=_halves_upstream_in_place),
     _norm("rows depend on the batch", ("forward", "law:permutation"), normed=_over_the_batch),

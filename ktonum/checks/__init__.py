@@ -7,6 +7,7 @@ from ktonum.checks import (
     determinism,
     finite_differences,
     forward,
+    gradient_subsets,
     gradients,
     linearity,
     strided,
@@ -30,6 +31,7 @@ CHECKS: tuple[Check, ...] = (
     unmodified.CHECK,
     written.CHECK,
     strided.CHECK,
+    gradient_subsets.CHECK,
 )
 
 
