@@ -80,6 +80,24 @@ def _wide_upstream_ignored(gradient: Tensor) -> Tensor:
     return torch.ones_like(gradient)
 
 
+def _upstream_as_if_contiguous(gradient: Tensor) -> Tensor:
+    """A kernel without a case for strides other than those of a sum's backward."""
+    return gradient if 0 in gradient.stride() else as_if_contiguous(gradient)
+
+
+def _first_upstream_for_all(gradient: Tensor) -> Tensor:
+    return gradient.reshape(-1)[0].expand(gradient.shape)
+
+
+def _subnormals_flushed(gradient: Tensor) -> Tensor:
+    """As some hardware does with float16."""
+    return torch.where(gradient.abs() < torch.finfo(torch.float16).tiny, 0, gradient)
+
+
+def _clipped(gradient: Tensor) -> Tensor:
+    return gradient.clamp(-4, 4)
+
+
 def _over_the_batch(tensor: Tensor) -> Tensor:
     """Each row leans on the last one."""
     return tensor * (1 + 1e-1 * tensor[-1, 0])
@@ -119,6 +137,13 @@ LOSS_DEFECTS = (
     _loss("input clipped in place", ("unmodified",), receive=_clips_in_place),
     _loss("target cleared in place", ("unmodified",), receive=_clears_target_in_place),
     _loss("upstream gradient scaled in place", ("unmodified",), upstream=_halves_upstream_in_place),
+    _loss("upstream gradient scaled in place, expanded", ("upstream",), upstream=_halves_upstream_in_place),
+    _loss("upstream gradient made positive", ("upstream",), upstream=torch.abs),
+    _loss(
+        "upstream gradient rounded to bf16", ("upstream",), ("fp16", "fp32", "fp64"), upstream=rounded(torch.bfloat16)
+    ),
+    _loss("gradient clipped", ("upstream",), gradient=_on(_clipped)),
+    _loss("subnormal gradients flushed", ("upstream",), ("fp16",), gradient=_on(_subnormals_flushed)),
     _loss("loss differs from run to run", ("determinism",), output=DriftingUlp()),
     _loss("strides ignored", ("strided",), receive=_through(as_if_contiguous)),
     _loss("reads past the end", ("strided",), receive=_through(reading_past_the_end)),
@@ -141,6 +166,8 @@ NORM_DEFECTS = (
     _norm("output attached to something else", ("gradient_subsets",), breaks=True, output=_attached),
     _norm("upstream gradient ignored", (*_BOTH, "linearity"), upstream=_wide_upstream_ignored),
     _norm("upstream gradient scaled in place", ("unmodified",), upstream=_halves_upstream_in_place),
+    _norm("upstream gradient's strides ignored", ("upstream",), upstream=_upstream_as_if_contiguous),
+    _norm("one upstream gradient for all", ("gradients", "upstream"), upstream=_first_upstream_for_all),
     _norm("rows depend on the batch", ("forward", "law:permutation"), normed=_over_the_batch),
     _norm("rows normalised in bf16", ("forward",), normed=rounded(torch.bfloat16)),
     _norm("output differs from run to run", ("determinism",), output=DriftingUlp()),

@@ -31,6 +31,7 @@ ORDER = (
     "ktonum.evaluation",
     "ktonum.differences",
     "ktonum.comparison",
+    "ktonum.layouts",
     "ktonum.bounds",
     "ktonum.tables",
     "ktonum.table_files",

@@ -12,6 +12,7 @@ from ktonum.checks import (
     linearity,
     strided,
     unmodified,
+    upstream,
     written,
 )
 from ktonum.checks.check import Check, Inapplicable
@@ -32,6 +33,7 @@ CHECKS: tuple[Check, ...] = (
     written.CHECK,
     strided.CHECK,
     gradient_subsets.CHECK,
+    upstream.CHECK,
 )
 
 
