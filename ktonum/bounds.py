@@ -143,15 +143,19 @@ def from_measured_error(
     """(independent, coherent) from a plain implementation's error, where no analysis is at hand.
 
     Each element's amplitude is ``scale`` times the larger of its own error and the root mean square: one element's
-    error may be zero by luck. Where there are few elements, ``typical`` is their relative error as it was measured
-    elsewhere. Nothing is granted to coherent errors beyond that.
+    error may be zero by luck. Elements larger than the root mean square of all are granted as much in proportion: the
+    targets' entries in the gradient of a softmax are hundreds of times the others. Where there are few elements,
+    ``typical`` is their relative error as it was measured elsewhere. Nothing is granted to coherent errors beyond that.
     """
     expected = expected.double()
     # Where the oracle is not finite there is no error to measure, and none is granted.
     error = torch.where(expected.isfinite(), (actual.double() - expected).abs(), 0.0)
     size = torch.where(expected.isfinite(), expected, 0.0)
-    mean = torch.maximum(_root_mean_square(error), typical * _root_mean_square(size))
-    return scale * torch.maximum(error, mean), torch.zeros_like(error)
+    usual_size = _root_mean_square(size)
+    mean = torch.maximum(_root_mean_square(error), typical * usual_size)
+    # 0/0 where everything is zero: no larger than the others.
+    share = (size.abs() / usual_size).nan_to_num(nan=1.0).clamp(min=1.0)
+    return scale * torch.maximum(error, mean * share), torch.zeros_like(error)
 
 
 def _root_mean_square(tensor: Tensor) -> Tensor:

@@ -20,11 +20,11 @@ from ktonum.gradient_check.function import private_copy
 from ktonum.op import Op
 from ktonum.sampling import Draw
 
-__all__ = ["CaseContext", "candidate_errors"]
+__all__ = ["MEASURED_SCALE", "CaseContext", "candidate_errors"]
 
-# Plain float32 runs stand in for an analysis: their error, times this, is granted. Two correct implementations differ
-# by their order of summation, and a root mean square says nothing of the largest of many elements.
-_MEASURED_SCALE = 4.0
+#: Plain runs stand in for an analysis: their error, times this, is granted. Two correct implementations differ
+#: by their order of summation, and a root mean square says nothing of the largest of many elements.
+MEASURED_SCALE = 4.0
 # Fewer elements than this do not tell how large an error typically is; as many further draws of the inputs do.
 _ENOUGH_TO_AVERAGE = 64
 _OTHER_DRAWS = 16
@@ -90,7 +90,7 @@ class CaseContext:
         for name in self.differentiable:
             leaves[name] = leaves[name].detach().requires_grad_()
         upstream = {}
-        for name, output in named_outputs(self._reference(**leaves)).items():
+        for name, output in named_outputs(self.reference(**leaves)).items():
             if output is not None and output.requires_grad:
                 # Eighths: scaled by a factor of few bits they are still exact in any dtype.
                 size = draw.integers(*output.shape, low=4, high=16).double() / 8
@@ -111,19 +111,20 @@ class CaseContext:
         """The case's own run."""
         return Run(self.inputs, self.parameters, self.upstream)
 
-    def _reference(self, **inputs: Any) -> Any:
+    def reference(self, **inputs: Any) -> Any:
+        """The reference as a function of the inputs alone, parameters filled in."""
         return self.op.reference(**inputs, **self.parameters)
 
     @cached_property
     def oracle(self) -> Evaluation:
         """The reference in float64 on the very values the candidate sees."""
         inputs = upcast(self.inputs, torch.float64)
-        return evaluate(self._reference, inputs, differentiable=self.differentiable, upstream=self.upstream)
+        return evaluate(self.reference, inputs, differentiable=self.differentiable, upstream=self.upstream)
 
     @cached_property
     def plain(self) -> Evaluation:
         """The reference in the dtype under audit: what plain PyTorch makes of this case."""
-        return evaluate(self._reference, self.inputs, differentiable=self.differentiable, upstream=self.upstream)
+        return evaluate(self.reference, self.inputs, differentiable=self.differentiable, upstream=self.upstream)
 
     @cached_property
     def candidate(self) -> Callable[..., Any]:
@@ -148,7 +149,7 @@ class CaseContext:
 
     def evaluate_reference(self, *, differentiable: Sequence[str]) -> Evaluation:
         """Outputs of the reference in float64, where only the named inputs require a gradient; no gradients."""
-        return evaluate(self._reference, upcast(self.inputs, torch.float64), differentiable=differentiable)
+        return evaluate(self.reference, upcast(self.inputs, torch.float64), differentiable=differentiable)
 
     def lent(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Copies of the case's tensors and of views of them, with the same strides; anything else as it is.
@@ -219,12 +220,12 @@ class CaseContext:
         self, name: str, expected: Tensor, final: torch.dtype, standard: str, arithmetic: Arithmetic
     ) -> ErrorBound:
         if standard == "eager" and self.dtype != torch.float64:  # there the plain run is the oracle, without error
-            stand_in, scale, words = self.plain, _MEASURED_SCALE, f"the reference in {self.case.dtype}"
+            stand_in, scale, words = self.plain, MEASURED_SCALE, f"the reference in {self.case.dtype}"
         else:
             # Inputs are drawn in float32, so that a float32 run sees the values of any case exactly; its error scales
             # with the unit roundoff.
             stand_in = self._single
-            scale = _MEASURED_SCALE * unit_roundoff(arithmetic.accumulator) / unit_roundoff(torch.float32)
+            scale = MEASURED_SCALE * unit_roundoff(arithmetic.accumulator) / unit_roundoff(torch.float32)
             words = "the reference in float32"
         actual = stand_in.tensors().get(name)
         if actual is None:
@@ -234,18 +235,18 @@ class CaseContext:
             elsewhere = self._plain_errors if stand_in is self.plain else self._single_errors
             typical = elsewhere.get(name, 0.0)
         independent, coherent = from_measured_error(actual=actual, expected=expected, scale=scale, typical=typical)
-        return ErrorBound(independent, coherent, final, f"{_MEASURED_SCALE:g} × the error of {words}")
+        return ErrorBound(independent, coherent, final, f"{MEASURED_SCALE:g} × the error of {words}")
 
     @cached_property
     def _plain_errors(self) -> dict[str, float]:
-        return self._errors_of_other_draws(self.dtype)
+        return self.typical_errors(self.reference, self.dtype)
 
     @cached_property
     def _single_errors(self) -> dict[str, float]:
-        return self._errors_of_other_draws(torch.float32)
+        return self.typical_errors(self.reference, torch.float32)
 
-    def _errors_of_other_draws(self, dtype: torch.dtype) -> dict[str, float]:
-        """Relative errors of the reference in ``dtype`` by tensor: root mean square over further draws of the inputs.
+    def typical_errors(self, stand_in: Callable[..., Any], dtype: torch.dtype) -> dict[str, float]:
+        """Relative errors of ``stand_in`` in ``dtype`` by tensor: root mean square over further draws of the inputs.
 
         One number's own error says little of its size: it may be zero by luck.
         """
@@ -254,9 +255,9 @@ class CaseContext:
             inputs = self.op.sample(Draw.of(self.case, self.device, purpose=f"draw {i}"))
             runs = [
                 evaluate(
-                    self._reference, upcast(inputs, d), differentiable=self.differentiable, upstream=self.upstream
+                    function, upcast(inputs, d), differentiable=self.differentiable, upstream=self.upstream
                 ).tensors()
-                for d in (torch.float64, dtype)
+                for function, d in ((self.reference, torch.float64), (stand_in, dtype))
             ]
             for name, expected in runs[0].items():
                 norm = float(expected.double().norm())
@@ -268,4 +269,4 @@ class CaseContext:
     @cached_property
     def _single(self) -> Evaluation:
         inputs = upcast(self.inputs, torch.float32)
-        return evaluate(self._reference, inputs, differentiable=self.differentiable, upstream=self.upstream)
+        return evaluate(self.reference, inputs, differentiable=self.differentiable, upstream=self.upstream)

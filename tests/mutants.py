@@ -240,6 +240,33 @@ class BiasGradientMisplaced(PlainKTO):
         return {k: with_gradient(v, times(-1.0)) if k == "bias" and alone else v for k, v in given.items()}
 
 
+class ScalesSavedGradient(PlainKTO):
+    """What a backward does that was computed by the forward and is scaled in place: right once."""
+
+    def receive(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.passes = 0
+        return given
+
+    def gradient(self, name: str, gradient: Tensor) -> Tensor:
+        self.passes += name == "weight"
+        return gradient * 0.5 ** (self.passes - 1) if name == "weight" else gradient
+
+
+class GradientWrittenOverInput(PlainKTO):
+    """As published chunked losses do with logits, here with hidden states that somebody else may read."""
+
+    def receive(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        read = {k: v.clone() for k, v in given.items()}
+        if not given["input"].is_leaf:
+            given["input"].data.mul_(0.25)
+        return read
+
+
+class MetricsInAnotherDtype(PlainKTO):
+    def returned(self, loss: Tensor, sums: tuple[Tensor, ...]) -> Result:
+        return loss, tuple(s.to(torch.float64 if s.dtype == torch.float32 else torch.float32) for s in sums)
+
+
 class WeightsSwapped(PlainKTO):
     def losses(self, logps: Tensor, reference: Tensor | None, labels: Tensor, kl: Tensor | None) -> Tensor:
         c = self.config
@@ -278,7 +305,10 @@ class Raises(PlainKTO):
 
 
 _BOTH = ("gradients", "gradcheck")
-EVERY = ("forward", "gradients", "gradcheck", "linearity", "determinism", "unmodified", "written", "strided")
+EVERY = (
+    *("forward", "gradients", "gradcheck", "linearity", "determinism", "unmodified", "written", "strided"),
+    *("gradient_subsets", "upstream", "graph", "structure"),
+)
 
 DEFECTS = (
     Defect("gradient scaled by 1.01", _gradients(times(1.01)), MODEL, _BOTH),
@@ -321,6 +351,9 @@ DEFECTS = (
     Defect("bias gradient missing", BiasGradientMissing, MODEL, ("gradients",), breaks=True),
     Defect("bias gradient missing, by differences", BiasGradientMissing, MODEL, ("gradcheck",)),
     Defect("bias gradient wrong without the input's", BiasGradientMisplaced, MODEL, ("gradient_subsets",)),
+    Defect("weight gradient scaled where it was saved", ScalesSavedGradient, MODEL, ("graph",)),
+    Defect("gradient written over the input", GradientWrittenOverInput, MODEL, ("graph",)),
+    Defect("metrics of another dtype", MetricsInAnotherDtype, MODEL, ("structure",)),
     Defect("weights swapped", WeightsSwapped, KL, ("forward", "gradients")),
     Defect("APO's sign wrong", APOSignWrong, APO, ("forward", "gradients")),
     Defect("KL not clamped", KLNotClamped, KL_NEGATIVE, ("forward", "gradients")),

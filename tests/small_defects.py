@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,43 @@ def _detached_when_alone(inputs: Inputs) -> Inputs:
 def _requires_gradients(inputs: Inputs) -> Inputs:
     inputs["x"].requires_grad_()
     return inputs
+
+
+def _doubling(inputs: Inputs) -> Inputs:
+    """A backward that scales a saved buffer in place: every further one of the same graph gives twice as much."""
+    passes = itertools.count()
+    return {k: with_gradient(v, lambda g: g * 2 ** next(passes)) if k == "x" else v for k, v in inputs.items()}
+
+
+def _overwrites_activations(inputs: Inputs) -> Inputs:
+    """Unseen by autograd, as a kernel does; and spares the caller's own tensors."""
+    x = inputs["x"]
+    read = {k: v.clone() for k, v in inputs.items()}
+    if not x.is_leaf:
+        x.data.zero_()
+    return read
+
+
+def _other_values_without_graph(tensor: Tensor) -> Tensor:
+    return tensor if torch.is_grad_enabled() else tensor * 1.01
+
+
+def _attached_without_graph(tensor: Tensor) -> Tensor:
+    return tensor if torch.is_grad_enabled() else tensor.detach().requires_grad_()
+
+
+def _halved_under_autocast(tensor: Tensor) -> Tensor:
+    return tensor * 0.5 if torch.is_autocast_enabled("cpu") else tensor
+
+
+def _refuses_autocast(inputs: Inputs) -> Inputs:
+    if torch.is_autocast_enabled("cpu"):
+        raise ValueError("planted")
+    return inputs
+
+
+def _other_dtype(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float64 if tensor.dtype == torch.float32 else torch.float32)
 
 
 def _attached(tensor: Tensor) -> Tensor:
@@ -147,6 +185,12 @@ LOSS_DEFECTS = (
     _loss("loss differs from run to run", ("determinism",), output=DriftingUlp()),
     _loss("strides ignored", ("strided",), receive=_through(as_if_contiguous)),
     _loss("reads past the end", ("strided",), receive=_through(reading_past_the_end)),
+    _loss("gradient doubled by a second backward", ("graph",), receive=_doubling),
+    _loss("activations overwritten", ("graph",), receive=_overwrites_activations),
+    _loss("another loss without a graph", ("graph",), output=_other_values_without_graph),
+    _loss("loss of another dtype", ("structure",), output=_other_dtype),
+    _loss("loss halved under autocast", ("autocast",), ("fp32",), output=_halved_under_autocast),
+    _loss("raises under autocast", ("autocast",), ("fp32",), breaks=True, receive=_refuses_autocast),
     _loss("raises", ("forward", "gradients", "gradcheck"), breaks=True, logits=_raises),
 )
 
@@ -166,6 +210,10 @@ NORM_DEFECTS = (
     _norm("output attached to something else", ("gradient_subsets",), breaks=True, output=_attached),
     _norm("upstream gradient ignored", (*_BOTH, "linearity"), upstream=_wide_upstream_ignored),
     _norm("upstream gradient scaled in place", ("unmodified",), upstream=_halves_upstream_in_place),
+    _norm("gradient doubled by a second backward", ("graph",), receive=_doubling),
+    _norm("activations overwritten", ("graph",), receive=_overwrites_activations),
+    _norm("a graph under no_grad", ("graph",), breaks=True, output=_attached_without_graph),
+    _norm("output of another dtype", ("structure",), output=_other_dtype),
     _norm("upstream gradient's strides ignored", ("upstream",), upstream=_upstream_as_if_contiguous),
     _norm("one upstream gradient for all", ("gradients", "upstream"), upstream=_first_upstream_for_all),
     _norm("rows depend on the batch", ("forward", "law:permutation"), normed=_over_the_batch),

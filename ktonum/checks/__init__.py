@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from ktonum.cases import Case
 from ktonum.checks import (
+    autocast,
     determinism,
     finite_differences,
     forward,
     gradient_subsets,
     gradients,
+    graph,
     linearity,
     strided,
+    structure,
     unmodified,
     upstream,
     written,
@@ -34,6 +37,9 @@ CHECKS: tuple[Check, ...] = (
     strided.CHECK,
     gradient_subsets.CHECK,
     upstream.CHECK,
+    graph.CHECK,
+    structure.CHECK,
+    autocast.CHECK,
 )
 
 
