@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -83,16 +84,22 @@ def gradient_bounds(
         sequence_b.add_((c * e).sum(0))
     close_sequence()
 
+    # What is smaller has a square of zero here, as the errors of gradients of 1e-235 have.
+    smallest = math.sqrt(torch.finfo(work).tiny * torch.finfo(work).eps)
+
+    def amplitude(variance: Tensor) -> Tensor:
+        return variance.sqrt().clamp(min=smallest)
+
     def assembled(name: str, sums: Mapping[str, Tensor], roundings: float) -> tuple[Tensor, Tensor]:
         total = oracle.gradients[name]
         assert total is not None  # asked for only where the oracle has a gradient
         accumulation = summation_variance(rows, total.to(work), sums["squares"], arithmetic.accumulator)
         variance = roundings * operand * sums["squares"] + sums["variance"] + accumulation
-        return variance.sqrt(), sums["coherent"] + (arithmetic.truncation(rows) + u) * total.abs().to(work)
+        return amplitude(variance), sums["coherent"] + (arithmetic.truncation(rows) + u) * total.abs().to(work)
 
     bounds = {}
     if oracle.gradients.get("input") is not None:
-        bounds["grad_input"] = (input_variance.sqrt(), input_coherent)
+        bounds["grad_input"] = (amplitude(input_variance), input_coherent)
     if oracle.gradients.get("weight") is not None:
         bounds["grad_weight"] = assembled("weight", x_sums, 2.0)
     if oracle.gradients.get("bias") is not None:

@@ -19,6 +19,7 @@ from ktonum.kernels.reference import reference_kto_loss
 from ktonum.kernels.validation import KTOInputs
 from ktonum.op import Op
 from ktonum.sampling import Draw
+from ktonum.special_inputs import SpecialInputs
 
 __all__ = ["OP"]
 
@@ -133,6 +134,36 @@ def _adapt(candidate: Any, parameters: Mapping[str, Any]) -> Callable[..., dict[
     return run
 
 
+def _as_reference(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The policy as its own reference model, so that no sigmoid saturates, whatever the logits' size."""
+    return {**inputs, **{f"ref_{k}": inputs[k] for k in ("input", "weight", "bias") if f"ref_{k}" in inputs}}
+
+
+def _large_logits(inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Logits of standard deviation 3,000, in (−15,000, 15,000)."""
+    changed = {**inputs, "weight": inputs["weight"] * 2.0**11}
+    return _as_reference(changed) if "kl_input" not in inputs else changed
+
+
+def _sure_tokens(inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Hidden states along their target's row of the head: logits of 12 and more there, gradients near zero."""
+    weight, target = inputs["weight"].double(), inputs["target"]
+    rows = weight[torch.where(target == parameters.get("ignore_index", -100), 0, target)]
+    along = 12.0 * rows / rows.square().sum(-1, keepdim=True)
+    return {**inputs, "input": along.to(inputs["input"].dtype)}
+
+
+def _zero(name: str) -> SpecialInputs:
+    return lambda inputs, parameters: {**inputs, name: torch.zeros_like(inputs[name])}
+
+
+_SPECIAL_INPUTS: dict[str, SpecialInputs] = {
+    "logits to 10,000": _large_logits,
+    "sure tokens": _sure_tokens,
+    "a head of zeros": _zero("weight"),
+    "hidden states of zeros": _zero("input"),
+}
+
 # The KL reference point is detached by definition: finite differences see the weight's influence through it, the
 # gradient does not.
 _DETACHED_KL = ("gradcheck",)
@@ -194,5 +225,6 @@ OP = Op(
     laws=KTO_LAWS,
     differentiable=("input", "weight", "bias"),
     error_model=kto_error_model,
+    special_inputs=_SPECIAL_INPUTS,
     adapt=_adapt,
 )

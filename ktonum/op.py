@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ktonum.bounds import ErrorModel
     from ktonum.evaluation import Evaluation, Run
     from ktonum.sampling import Draw
+    from ktonum.special_inputs import SpecialInputs
 
 __all__ = ["Law", "Op", "load_object"]
 
@@ -58,6 +59,8 @@ class Op:
         laws: Equations the candidate must satisfy.
         differentiable: Names of the inputs that get gradients; empty means every floating tensor.
         error_model: Derives bounds from an analysis of this op, see `ktonum.bounds`; None uses measured references.
+        special_inputs: Inputs at the ends of their range, by a few words each, see `ktonum.special_inputs`; None makes
+            every differentiable input large and zero in turn.
         candidates: Further implementations by short name, as ``module:attr``.
         adapt: Makes a candidate callable with the op's inputs, where it has another interface. It is called with the
             implementation and the point's parameters, and may raise `ktonum.errors.UsageError` for what the
@@ -72,6 +75,7 @@ class Op:
     laws: tuple[Law, ...] = ()
     differentiable: tuple[str, ...] = ()
     error_model: ErrorModel | None = None
+    special_inputs: Mapping[str, SpecialInputs] | None = None
     candidates: Mapping[str, str] = field(default_factory=dict)
     adapt: Callable[[Any, Mapping[str, Any]], Callable[..., Any]] | None = None
 

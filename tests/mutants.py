@@ -267,6 +267,11 @@ class MetricsInAnotherDtype(PlainKTO):
         return loss, tuple(s.to(torch.float64 if s.dtype == torch.float32 else torch.float32) for s in sums)
 
 
+class LargeLogitsClipped(PlainKTO):
+    def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super().logits(x, weight, bias).clamp(-500, 500)
+
+
 class WeightsSwapped(PlainKTO):
     def losses(self, logps: Tensor, reference: Tensor | None, labels: Tensor, kl: Tensor | None) -> Tensor:
         c = self.config
@@ -307,7 +312,7 @@ class Raises(PlainKTO):
 _BOTH = ("gradients", "gradcheck")
 EVERY = (
     *("forward", "gradients", "gradcheck", "linearity", "determinism", "unmodified", "written", "strided"),
-    *("gradient_subsets", "upstream", "graph", "structure"),
+    *("gradient_subsets", "upstream", "graph", "structure", "special_values", "nonfinite"),
 )
 
 DEFECTS = (
@@ -354,6 +359,8 @@ DEFECTS = (
     Defect("weight gradient scaled where it was saved", ScalesSavedGradient, MODEL, ("graph",)),
     Defect("gradient written over the input", GradientWrittenOverInput, MODEL, ("graph",)),
     Defect("metrics of another dtype", MetricsInAnotherDtype, MODEL, ("structure",)),
+    Defect("large logits clipped", LargeLogitsClipped, MODEL, ("special_values",)),
+    Defect("NaN hidden", _received(torch.nan_to_num), MODEL, ("nonfinite",)),
     Defect("weights swapped", WeightsSwapped, KL, ("forward", "gradients")),
     Defect("APO's sign wrong", APOSignWrong, APO, ("forward", "gradients")),
     Defect("KL not clamped", KLNotClamped, KL_NEGATIVE, ("forward", "gradients")),

@@ -102,6 +102,25 @@ def _refuses_autocast(inputs: Inputs) -> Inputs:
     return inputs
 
 
+def _clipped_to_500(tensor: Tensor) -> Tensor:
+    return tensor.clamp(-500, 500)
+
+
+def _nan_hidden(tensor: Tensor) -> Tensor:
+    return torch.nan_to_num(tensor)
+
+
+def _minus_infinity_spread(tensor: Tensor) -> Tensor:
+    """Subtracts minus infinity from itself, as a block does that is masked in full."""
+    return tensor + 0 * tensor.detach().amin()
+
+
+def _refuses_without_a_name(inputs: Inputs) -> Inputs:
+    if not inputs["x"].isfinite().all():
+        raise ValueError("planted")
+    return inputs
+
+
 def _other_dtype(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float64 if tensor.dtype == torch.float32 else torch.float32)
 
@@ -191,6 +210,10 @@ LOSS_DEFECTS = (
     _loss("loss of another dtype", ("structure",), output=_other_dtype),
     _loss("loss halved under autocast", ("autocast",), ("fp32",), output=_halved_under_autocast),
     _loss("raises under autocast", ("autocast",), ("fp32",), breaks=True, receive=_refuses_autocast),
+    _loss("large logits clipped", ("special_values",), logits=_clipped_to_500),
+    _loss("NaN hidden", ("nonfinite",), logits=_nan_hidden),
+    _loss("minus infinity spread", ("nonfinite",), logits=_minus_infinity_spread),
+    _loss("NaN refused without a name", ("nonfinite",), breaks=True, receive=_refuses_without_a_name),
     _loss("raises", ("forward", "gradients", "gradcheck"), breaks=True, logits=_raises),
 )
 
@@ -210,6 +233,8 @@ NORM_DEFECTS = (
     _norm("output attached to something else", ("gradient_subsets",), breaks=True, output=_attached),
     _norm("upstream gradient ignored", (*_BOTH, "linearity"), upstream=_wide_upstream_ignored),
     _norm("upstream gradient scaled in place", ("unmodified",), upstream=_halves_upstream_in_place),
+    _norm("large inputs clipped", ("special_values",), receive=_through(_clipped_to_500)),
+    _norm("NaN hidden", ("nonfinite",), receive=_through(_nan_hidden)),
     _norm("gradient doubled by a second backward", ("graph",), receive=_doubling),
     _norm("activations overwritten", ("graph",), receive=_overwrites_activations),
     _norm("a graph under no_grad", ("graph",), breaks=True, output=_attached_without_graph),

@@ -133,6 +133,7 @@ def _norm_model(
     total = squares.sum(-1, keepdim=True)
     r = (total / hidden + parameters["eps"]).rsqrt()
     by_row = summation_variance(hidden, total, squares.square().sum(-1, keepdim=True), a) / total.square() / 4
+    by_row = by_row.nan_to_num()  # a sum of zeros has no error
     shared = 3 * by_row.sqrt() + 3 * s
     y, products = x * r * w, g * w * x
     mean = products.mean(-1, keepdim=True)

@@ -32,6 +32,7 @@ ORDER = (
     "ktonum.differences",
     "ktonum.comparison",
     "ktonum.layouts",
+    "ktonum.special_inputs",
     "ktonum.bounds",
     "ktonum.tables",
     "ktonum.table_files",

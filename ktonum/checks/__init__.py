@@ -12,6 +12,8 @@ from ktonum.checks import (
     gradients,
     graph,
     linearity,
+    nonfinite,
+    special_values,
     strided,
     structure,
     unmodified,
@@ -40,6 +42,8 @@ CHECKS: tuple[Check, ...] = (
     graph.CHECK,
     structure.CHECK,
     autocast.CHECK,
+    special_values.CHECK,
+    nonfinite.CHECK,
 )
 
 
