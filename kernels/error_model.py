@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ktonum.bounds import Arithmetic, unit_roundoff
+from ktonum.bounds import Arithmetic, amplitude, unit_roundoff
 from ktonum.evaluation import Evaluation
 from ktonum.kernels.formula import METRICS, KTOConfig, kl_estimate, kto_losses, reduce_losses
 from ktonum.kernels.gradient_errors import gradient_bounds
@@ -147,11 +147,13 @@ def _output_bounds(
     shared = (slope.abs() * (ratio_shift + kl_error)).nan_to_num()
     weights = {"mean": 1 / max(1, int((~losses.isnan()).sum())), "sum": 1.0}
     if config.reduction == "none":
-        bounds = {"loss": (own.sqrt(), shared)}
+        bounds = {"loss": (amplitude(own), shared)}
     else:
         factor = weights[config.reduction]
-        bounds = {"loss": (factor * own.sum().sqrt(), factor * shared.sum())}
-    logit_sums = policy.logit_variance + u**2 * policy.logit_squares * math.log2(2 + t.target.numel())
+        bounds = {"loss": (factor * amplitude(own.sum()), factor * shared.sum())}
+    # Added pairwise: a rounding at each level, of partial sums that are Σ z² together, or Σ z where all have one sign.
+    logits = policy.logit_squares + policy.logit_sum.square()
+    logit_sums = policy.logit_variance + u**2 * logits * math.log2(2 + t.target.numel())
     quantities = {
         "logps": (policy.variance, truncation * policy.shift.abs()),
         "logits": (logit_sums, torch.zeros_like(logit_sums)),
@@ -161,5 +163,5 @@ def _output_bounds(
         side, quantity, _ = name.split("_")
         chosen = t.preference_labels if side == "chosen" else ~t.preference_labels
         variance, shift = quantities[quantity]
-        bounds[name] = ((chosen * variance).sum().sqrt(), (chosen * shift).sum())
+        bounds[name] = (amplitude((chosen * variance).sum()), (chosen * shift).sum())
     return bounds

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ktonum.cases import Point
+from ktonum.edge_dims import EDGE_SIZES, edge_points
 from ktonum.errors import CandidateError, UsageError
 from ktonum.kernels.error_model import kto_error_model
 from ktonum.kernels.formula import METRICS, KTOConfig
@@ -168,7 +169,14 @@ _SPECIAL_INPUTS: dict[str, SpecialInputs] = {
 # gradient does not.
 _DETACHED_KL = ("gradcheck",)
 _PRODUCTION = ("forward", "gradients", "determinism")
-_QUICK = (
+# Averages, which do not saturate the sigmoid as sums over thousands of tokens do.
+_GROWING = Point(
+    {"B": 2, "T": 4, "H": 24, "V": 40}, {"average_log_prob": True, "with_bias": True}, checks=("growth", "bias")
+)
+# Checks of many runs each: in Triton's interpreter a large point's would take minutes.
+_DEAR = ("gradient_subsets", "nonfinite", "bias", "growth")
+_DEARER = (*_DEAR, "upstream", "graph", "autocast", "special_values")
+_POINTS = (
     # Several tiles along every dimension, none of them whole. Its finite differences alone would take a third of the
     # audit's time; the third point's cross tiles as well.
     Point({"B": 3, "T": 47, "H": 136, "V": 300}, without=("gradcheck",)),
@@ -191,6 +199,16 @@ _QUICK = (
     ),
 )
 
+# Every edge of every dim; the quick profile runs every other one.
+_EDGES = edge_points(
+    Point({"B": 2, "T": 1, "H": 1, "V": 1}, {"with_bias": True}), {"B": (1, 2, 3), **dict.fromkeys("THV", EDGE_SIZES)}
+)
+
+_QUICK = tuple(
+    replace(point, without=(*point.without, *dear))
+    for point, dear in zip(_POINTS, (_DEARER, _DEARER, _DEAR, ("bias", "growth"), ("bias", "growth")), strict=True)
+) + (_GROWING, *_EDGES[::2])
+
 OP = Op(
     name="kto",
     candidate="ktonum.kernels.loss:FusedLinearKTOLoss",
@@ -205,7 +223,9 @@ OP = Op(
     dims={
         "quick": _QUICK,
         "full": (
-            *_QUICK,
+            *_POINTS,
+            _GROWING,
+            *_EDGES,
             Point({"B": 1, "T": 1, "H": 1, "V": 1}),
             Point({"B": 2, "T": 128, "H": 256, "V": 512}, {"with_bias": True}),
             Point({"B": 2, "T": 129, "H": 257, "V": 1025}, {"average_log_prob": True, "masked": 1.0}),
@@ -226,5 +246,6 @@ OP = Op(
     differentiable=("input", "weight", "bias"),
     error_model=kto_error_model,
     special_inputs=_SPECIAL_INPUTS,
+    reductions=("T", "H", "V"),
     adapt=_adapt,
 )

@@ -26,6 +26,7 @@ __all__ = [
     "Arithmetic",
     "ErrorBound",
     "ErrorModel",
+    "amplitude",
     "confidence",
     "from_measured_error",
     "summation_variance",
@@ -57,6 +58,15 @@ def summation_variance(terms: float, total: Tensor, squares: Tensor, dtype: torc
     large for mean zero.
     """
     return unit_roundoff(dtype) ** 2 * terms * (total.square() / 3 + squares / 6)
+
+
+def amplitude(variance: Tensor) -> Tensor:
+    """√variance, but no less than the root of the smallest number of its dtype: what is smaller has a square of zero.
+
+    Gradients of 1e-235, as softmax gives at logits of 1,000, are numbers in float64, and so are their errors.
+    """
+    limits = torch.finfo(variance.dtype)
+    return variance.sqrt().clamp(min=math.sqrt(limits.tiny) * math.sqrt(limits.eps))
 
 
 @dataclass(frozen=True)

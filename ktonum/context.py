@@ -6,6 +6,7 @@ import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -105,6 +106,15 @@ class CaseContext:
         other.inputs = self.inputs if inputs is None else dict(inputs)
         other.upstream = self.upstream if upstream is None else dict(upstream)
         return other
+
+    def resized(self, dims: Mapping[str, int]) -> CaseContext:
+        """The same case at other sizes, and so with other inputs."""
+        point = replace(self.case.point, dims={**self.case.point.dims, **dims})
+        return CaseContext(self.op, replace(self.case, point=point), self.device)
+
+    def redrawn(self, index: int) -> CaseContext:
+        """The same case with other inputs from the same distribution, one set for each index."""
+        return self.varied(inputs=self.op.sample(Draw.of(self.case, self.device, purpose=f"draw {index}")))
 
     @property
     def run(self) -> Run:
@@ -252,7 +262,7 @@ class CaseContext:
         """
         squares: dict[str, list[float]] = {}
         for i in range(_OTHER_DRAWS):
-            inputs = self.op.sample(Draw.of(self.case, self.device, purpose=f"draw {i}"))
+            inputs = self.redrawn(i).inputs
             runs = [
                 evaluate(
                     function, upcast(inputs, d), differentiable=self.differentiable, upstream=self.upstream

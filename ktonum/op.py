@@ -61,6 +61,7 @@ class Op:
         error_model: Derives bounds from an analysis of this op, see `ktonum.bounds`; None uses measured references.
         special_inputs: Inputs at the ends of their range, by a few words each, see `ktonum.special_inputs`; None makes
             every differentiable input large and zero in turn.
+        reductions: Dims that are summed over: errors are measured as each of them grows.
         candidates: Further implementations by short name, as ``module:attr``.
         adapt: Makes a candidate callable with the op's inputs, where it has another interface. It is called with the
             implementation and the point's parameters, and may raise `ktonum.errors.UsageError` for what the
@@ -76,6 +77,7 @@ class Op:
     differentiable: tuple[str, ...] = ()
     error_model: ErrorModel | None = None
     special_inputs: Mapping[str, SpecialInputs] | None = None
+    reductions: tuple[str, ...] = ()
     candidates: Mapping[str, str] = field(default_factory=dict)
     adapt: Callable[[Any, Mapping[str, Any]], Callable[..., Any]] | None = None
 

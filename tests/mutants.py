@@ -152,6 +152,18 @@ class SummedInBF16(PlainKTO):
         return logits if bias is None else logits + bias
 
 
+class LogitsAddedUpInBF16(PlainKTO):
+    """An accumulator of too few bits: right over a few terms, and stuck over many."""
+
+    def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        exact = super().logits(x, weight, bias)
+        blocks = zip(x.detach().split(64, -1), weight.detach().split(64, -1), strict=True)
+        total = torch.zeros_like(exact, dtype=torch.bfloat16)
+        for part, rows in blocks:
+            total += torch.nn.functional.linear(part, rows).to(torch.bfloat16)
+        return exact + (total.to(exact.dtype) + (0 if bias is None else bias.detach()) - exact.detach())
+
+
 class ScalesWeightInPlace(PlainKTO):
     def receive(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
         given["weight"].detach().mul_(1.25)
@@ -336,10 +348,11 @@ DEFECTS = (
     Defect("last vocabulary tile of grad_bias missing", _gradients(last_tile_missing, "bias"), MODEL, _BOTH),
     Defect("a tile of grad_weight unwritten", _gradients(tile_unwritten, "weight"), MODEL, ("written",)),
     Defect("a tile of grad_bias unwritten", _gradients(tile_unwritten, "bias"), MODEL, ("written",)),
-    Defect("gradients truncated to bf16", _gradients(truncated_to_bf16), MODEL, ("gradients",)),
+    Defect("gradients truncated to bf16", _gradients(truncated_to_bf16), MODEL, ("gradients", "bias")),
     Defect("logits rounded to bf16", LogitsRounded, MODEL, ("forward",)),
     Defect("logits rounded to bf16, gradients", LogitsRounded, MODEL, ("gradients",), ("fp16", "fp32", "fp64")),
     Defect("grad_weight summed in bf16", SummedInBF16, MANY, ("gradients",)),
+    Defect("logits added up in bf16", LogitsAddedUpInBF16, MODEL, ("growth",)),
     Defect("weight scaled in place", ScalesWeightInPlace, MODEL, ("unmodified",)),
     Defect("masked tokens cleared in place", ClearsMaskedInPlace, MODEL, ("unmodified",)),
     Defect("input cleared by backward", ClearsInputInBackward, MODEL, ("unmodified",)),

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from planted import (
     ALL,
+    SIXTEEN_BIT,
     Change,
     Defect,
     DriftingUlp,
+    SummedInLowPrecision,
     as_if_contiguous,
     last_row_zero,
     last_tile_missing,
@@ -121,6 +123,13 @@ def _refuses_without_a_name(inputs: Inputs) -> Inputs:
     return inputs
 
 
+def _added_in_chunks(inputs: Inputs) -> Inputs:
+    """The weight's gradient added up row by row in bfloat16."""
+    x, weight = inputs["x"], inputs["weight"]
+    # A copy for each row: `rms_norm_with` multiplies row by row.
+    return {"x": x, "weight": SummedInLowPrecision.apply(weight, x.shape[0])}
+
+
 def _other_dtype(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float64 if tensor.dtype == torch.float32 else torch.float32)
 
@@ -214,6 +223,7 @@ LOSS_DEFECTS = (
     _loss("NaN hidden", ("nonfinite",), logits=_nan_hidden),
     _loss("minus infinity spread", ("nonfinite",), logits=_minus_infinity_spread),
     _loss("NaN refused without a name", ("nonfinite",), breaks=True, receive=_refuses_without_a_name),
+    _loss("gradient a little short, in 16 bits", ("bias",), SIXTEEN_BIT, gradient=_on(times(1 - 2e-3))),
     _loss("raises", ("forward", "gradients", "gradcheck"), breaks=True, logits=_raises),
 )
 
@@ -235,6 +245,8 @@ NORM_DEFECTS = (
     _norm("upstream gradient scaled in place", ("unmodified",), upstream=_halves_upstream_in_place),
     _norm("large inputs clipped", ("special_values",), receive=_through(_clipped_to_500)),
     _norm("NaN hidden", ("nonfinite",), receive=_through(_nan_hidden)),
+    _norm("weight gradient added up in bf16", ("growth",), receive=_added_in_chunks),
+    _norm("gradient a little short", ("bias",), gradient=_on(times(1 - 1e-3))),
     _norm("gradient doubled by a second backward", ("graph",), receive=_doubling),
     _norm("activations overwritten", ("graph",), receive=_overwrites_activations),
     _norm("a graph under no_grad", ("graph",), breaks=True, output=_attached_without_graph),

@@ -178,6 +178,7 @@ SOFTMAX_LOSS = Op(
     dims=[LOSS_POINT],
     laws=(PERMUTATION,),
     error_model=_loss_model,
+    reductions=("N", "V"),
 )
 RMS_NORM = Op(
     name="rms_norm",
@@ -187,4 +188,5 @@ RMS_NORM = Op(
     dims=[NORM_POINT],
     laws=(Law("permutation", _reversal, _unreversed, exact=True),),
     error_model=_norm_model,
+    reductions=("N", "H"),
 )

@@ -26,6 +26,7 @@ ORDER = (
     "ktonum.errors",
     "ktonum.results",
     "ktonum.cases",
+    "ktonum.edge_dims",
     "ktonum.environment",
     "ktonum.sampling",
     "ktonum.evaluation",

@@ -5,12 +5,14 @@ from __future__ import annotations
 from ktonum.cases import Case
 from ktonum.checks import (
     autocast,
+    bias,
     determinism,
     finite_differences,
     forward,
     gradient_subsets,
     gradients,
     graph,
+    growth,
     linearity,
     nonfinite,
     special_values,
@@ -44,6 +46,8 @@ CHECKS: tuple[Check, ...] = (
     autocast.CHECK,
     special_values.CHECK,
     nonfinite.CHECK,
+    bias.CHECK,
+    growth.CHECK,
 )
 
 

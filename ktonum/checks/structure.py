@@ -64,11 +64,11 @@ def _power(outputs: Mapping[str, Tensor | None]) -> tuple[Power, ...]:
     planted: list[tuple[str, dict[str, Tensor | None]]] = []
     for name, tensor in outputs.items():
         if tensor is None:
-            planted.append((f"{name} returned", {name: torch.zeros(())}))
+            planted.append(("an output too many", {name: torch.zeros(())}))
         else:
-            planted.append((f"{name} of another shape", {name: tensor.unsqueeze(0)}))
+            planted.append(("another shape", {name: tensor.unsqueeze(0)}))
             other = torch.float32 if tensor.dtype != torch.float32 else torch.float64
-            planted.append((f"{name} of another dtype", {name: tensor.to(other)}))
+            planted.append(("another dtype", {name: tensor.to(other)}))
     return tuple(
         Power(defect, 1.0 if _differences(actual=wrong, expected=outputs) else None) for defect, wrong in planted
     )
