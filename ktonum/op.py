@@ -36,12 +36,16 @@ class Law:
         combine: Evaluations of the variants, and the original run, to the evaluation that the original must equal.
             It may leave out outputs or gradients on which the law says nothing.
         exact: The equation holds bit for bit.
+        promised: Whether the op promises it. What is not promised is told, and does not fail an audit.
+        applies: Whether the law says anything under a point's parameters.
     """
 
     name: str
     variants: Callable[[Run], Sequence[Run] | None]
     combine: Callable[[Sequence[Evaluation], Run], Evaluation]
     exact: bool = False
+    promised: bool = True
+    applies: Callable[[Mapping[str, Any]], bool] = lambda parameters: True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,8 @@ class Op:
         error_model: Derives bounds from an analysis of this op, see `ktonum.bounds`; None uses measured references.
         special_inputs: Inputs at the ends of their range, by a few words each, see `ktonum.special_inputs`; None makes
             every differentiable input large and zero in turn.
+        peak_memory: The most bytes of device memory that a run, forward and backward, may take beside its inputs, of
+            dims, parameters and dtype name; None declares no bound.
         reductions: Dims that are summed over: errors are measured as each of them grows.
         candidates: Further implementations by short name, as ``module:attr``.
         adapt: Makes a candidate callable with the op's inputs, where it has another interface. It is called with the
@@ -78,6 +84,7 @@ class Op:
     error_model: ErrorModel | None = None
     special_inputs: Mapping[str, SpecialInputs] | None = None
     reductions: tuple[str, ...] = ()
+    peak_memory: Callable[[Mapping[str, int], Mapping[str, Any], str], float] | None = None
     candidates: Mapping[str, str] = field(default_factory=dict)
     adapt: Callable[[Any, Mapping[str, Any]], Callable[..., Any]] | None = None
 

@@ -51,7 +51,8 @@ def _errors(add: object, dtype: torch.dtype) -> list[float]:
     ("add", "dtype", "words"),
     [
         (_one_by_one, torch.float32, "as one by one in fp32"),
-        (_pairwise, torch.float32, "as blocked in fp32"),
+        # By a factor of 1.5 over these lengths, which chance may do.
+        (_pairwise, torch.float32, "not growing"),
         (_one_by_one, torch.float16, "as one by one in fp16"),
         (_one_by_one, torch.bfloat16, "as one by one in bf16"),
     ],
@@ -69,6 +70,7 @@ def test_what_is_rounded_in_the_end_hides_its_scheme() -> None:
 
 
 def test_errors_that_stay_are_told_so() -> None:
+    assert scheme([5e-8, 9e-8, 2e-7], stored=torch.float32, accumulator=torch.float32) == "as blocked in fp32"
     assert scheme([3e-7, 2e-7, 4e-7], stored=torch.float32, accumulator=torch.float32) == "not growing"
     assert scheme([float("nan"), 1.0, 1.0], stored=torch.float32, accumulator=torch.float32) == "not finite"
 

@@ -15,6 +15,7 @@ from ktonum.checks import (
     growth,
     linearity,
     nonfinite,
+    peak_memory,
     special_values,
     strided,
     structure,
@@ -48,6 +49,7 @@ CHECKS: tuple[Check, ...] = (
     nonfinite.CHECK,
     bias.CHECK,
     growth.CHECK,
+    peak_memory.CHECK,
 )
 
 
