@@ -158,9 +158,8 @@ def from_measured_error(
     ``typical`` is their relative error as it was measured elsewhere. Nothing is granted to coherent errors beyond that.
     """
     expected = expected.double()
-    # Where the oracle is not finite there is no error to measure, and none is granted. A number that should be there
-    # and is not is an infinite error, and excuses anything.
-    error = torch.where(expected.isfinite(), (actual.double() - expected).abs().nan_to_num(nan=math.inf), 0.0)
+    # Where the oracle is not finite there is no error to measure, and none is granted.
+    error = torch.where(expected.isfinite(), (actual.double() - expected).abs(), 0.0)
     size = torch.where(expected.isfinite(), expected, 0.0)
     usual_size = _root_mean_square(size)
     mean = torch.maximum(_root_mean_square(error), typical * usual_size)
