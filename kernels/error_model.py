@@ -84,9 +84,11 @@ def kto_error_model(
     share = _upstream_share(losses, upstream_loss, config)
     coefficients = share * slope
 
-    u = unit_roundoff(arithmetic.accumulator)
+    roundoffs = (unit_roundoff(arithmetic.accumulator), unit_roundoff(arithmetic.stored))
     ratio_amplitude = ratio_variance.sqrt()
-    bounds = _output_bounds(t, config, policy, ratio_variance, ratio_shift, (slope, losses, kl_error), truncation[0], u)
+    bounds = _output_bounds(
+        t, config, policy, ratio_variance, ratio_shift, (slope, losses, kl_error), truncation[0], roundoffs
+    )
     relative = (curvature.nan_to_num() / slope).abs().nan_to_num(posinf=0.0)
     shared = relative * (ratio_shift + kl_error) + 4 * unit_roundoff(arithmetic.stored)
     own = relative * ratio_amplitude
@@ -140,9 +142,9 @@ def _output_bounds(
     ratio_shift: Tensor,
     formula: tuple[Tensor, Tensor, Tensor],
     truncation: float,
-    u: float,
+    roundoffs: tuple[float, float],
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    slope, losses, kl_error = formula
+    (slope, losses, kl_error), (u, stored) = formula, roundoffs
     # ℓ_i: its own log-ratio's error, the shared one, and a few roundings of the formula.
     own = (slope.square() * ratio_variance + (4 * u * losses.nan_to_num()).square()).nan_to_num()
     shared = (slope.abs() * (ratio_shift + kl_error)).nan_to_num()
@@ -155,6 +157,7 @@ def _output_bounds(
     # Added pairwise: a rounding at each level, of partial sums that are Σ z² together, or Σ z where all have one sign.
     logits = policy.logit_squares + policy.logit_sum.square()
     logit_sums = policy.logit_variance + u**2 * logits * math.log2(2 + t.target.numel())
+    logit_sums = logit_sums + (stored * policy.logit_sum).square()  # `eager` may store the sums, too
     quantities = {
         "logps": (policy.variance, truncation * policy.shift.abs()),
         "logits": (logit_sums, torch.zeros_like(logit_sums)),

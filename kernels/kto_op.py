@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -173,10 +173,12 @@ _PRODUCTION = ("forward", "gradients", "determinism")
 _GROWING = Point(
     {"B": 2, "T": 4, "H": 24, "V": 40}, {"average_log_prob": True, "with_bias": True}, checks=("growth", "bias")
 )
-# Checks of many runs each: in Triton's interpreter a large point's would take minutes.
-_DEAR = ("gradient_subsets", "nonfinite", "bias", "growth")
-_DEARER = (*_DEAR, "upstream", "graph", "autocast", "special_values")
-_POINTS = (
+# Long runs at many sizes or draws: `_GROWING` has them.
+_LONG = ("bias", "growth")
+# Checks of many runs each: in Triton's interpreter they take long. The first point, which asks for nothing that
+# published losses lack, and the last, which are the smallest, have them in the quick profile, too.
+_MANY_RUNS = ("gradient_subsets", "nonfinite", "upstream", "graph", "autocast", "special_values")
+_EVERY_BRANCH = (
     # Several tiles along every dimension, none of them whole. Its finite differences alone would take a third of the
     # audit's time; the third point's cross tiles as well.
     Point({"B": 3, "T": 47, "H": 136, "V": 300}, without=("gradcheck",)),
@@ -204,10 +206,28 @@ _EDGES = edge_points(
     Point({"B": 2, "T": 1, "H": 1, "V": 1}, {"with_bias": True}), {"B": (1, 2, 3), **dict.fromkeys("THV", EDGE_SIZES)}
 )
 
-_QUICK = tuple(
-    replace(point, without=(*point.without, *dear))
-    for point, dear in zip(_POINTS, (_DEARER, _DEARER, _DEAR, ("bias", "growth"), ("bias", "growth")), strict=True)
-) + (_GROWING, *_EDGES[::2])
+
+def _but(points: Sequence[Point], checks: tuple[str, ...]) -> tuple[Point, ...]:
+    return tuple(replace(point, without=(*point.without, *checks)) for point in points)
+
+
+_POINTS = _but(_EVERY_BRANCH, _LONG)
+_QUICK = (_POINTS[0], *_but(_POINTS[1:3], _MANY_RUNS), *_POINTS[3:], _GROWING, *_EDGES[::2])
+
+_LARGER = _but(
+    (
+        Point({"B": 1, "T": 1, "H": 1, "V": 1}),
+        Point({"B": 2, "T": 128, "H": 256, "V": 512}, {"with_bias": True}),
+        Point({"B": 2, "T": 129, "H": 257, "V": 1025}, {"average_log_prob": True, "masked": 1.0}),
+        Point(
+            {"B": 4, "T": 256, "H": 1024, "V": 32000},
+            {"kl_from": "sequences"},
+            without=_DETACHED_KL,
+            devices=("cuda",),
+        ),
+    ),
+    _LONG,
+)
 
 OP = Op(
     name="kto",
@@ -226,15 +246,7 @@ OP = Op(
             *_POINTS,
             _GROWING,
             *_EDGES,
-            Point({"B": 1, "T": 1, "H": 1, "V": 1}),
-            Point({"B": 2, "T": 128, "H": 256, "V": 512}, {"with_bias": True}),
-            Point({"B": 2, "T": 129, "H": 257, "V": 1025}, {"average_log_prob": True, "masked": 1.0}),
-            Point(
-                {"B": 4, "T": 256, "H": 1024, "V": 32000},
-                {"kl_from": "sequences"},
-                without=_DETACHED_KL,
-                devices=("cuda",),
-            ),
+            *_LARGER,
             *(
                 Point(dims, {"masked": 0.0}, checks=_PRODUCTION, dtypes=("bf16", "fp16", "fp32"), devices=("cuda",))
                 for V in (128_256, 151_936)
