@@ -8,8 +8,9 @@ c = ∂L/∂log π_i and the bracket e_tv = 1[v = y_t] − p_tv, with u_a the ac
 - sequences: α_i² = Σ_t α_t² + (u_a log π_i)² ⌈log2 T⌉, summed pairwise;
 - coefficients: |δc_i| ≤ |c_i| ρ_i with ρ_i = |∂ log c / ∂ r| times the log-ratio's amplitude, shared by the sequence;
 - ∂L/∂x_t = c Σ_v e_tv w_v and ∂L/∂w_v = Σ_t c e_tv x_t: one rounding of each 16-bit operand, p's error from its logit
-  and from the log-sum-exp, the coefficient's, and the accumulation over V or over N. `eager` stores c e_tv in the
-  dtype under audit: where p is small that rounds c_i alike for a whole sequence, and in float16 it underflows.
+  and from the log-sum-exp, the coefficient's, and the accumulation over V or over N, whose partial sums may be those of
+  the softmax's part alone, the targets' terms being added apart. `eager` stores c e_tv in the dtype under audit: where
+  p is small that rounds c_i alike for a whole sequence, and in float16 it underflows.
 
 Magnitudes are wanted to a few digits only: float64 on a CPU, float32 on a GPU.
 """
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ktonum.bounds import Arithmetic, unit_roundoff
+from ktonum.bounds import Arithmetic, amplitude, unit_roundoff
 from ktonum.evaluation import Evaluation
 from ktonum.kernels.formula import METRICS, KTOConfig, kl_estimate, kto_losses, reduce_losses
 from ktonum.kernels.gradient_errors import gradient_bounds
@@ -83,9 +84,11 @@ def kto_error_model(
     share = _upstream_share(losses, upstream_loss, config)
     coefficients = share * slope
 
-    u = unit_roundoff(arithmetic.accumulator)
+    roundoffs = (unit_roundoff(arithmetic.accumulator), unit_roundoff(arithmetic.stored))
     ratio_amplitude = ratio_variance.sqrt()
-    bounds = _output_bounds(t, config, policy, ratio_variance, ratio_shift, (slope, losses, kl_error), truncation[0], u)
+    bounds = _output_bounds(
+        t, config, policy, ratio_variance, ratio_shift, (slope, losses, kl_error), truncation[0], roundoffs
+    )
     relative = (curvature.nan_to_num() / slope).abs().nan_to_num(posinf=0.0)
     shared = relative * (ratio_shift + kl_error) + 4 * unit_roundoff(arithmetic.stored)
     own = relative * ratio_amplitude
@@ -139,19 +142,22 @@ def _output_bounds(
     ratio_shift: Tensor,
     formula: tuple[Tensor, Tensor, Tensor],
     truncation: float,
-    u: float,
+    roundoffs: tuple[float, float],
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    slope, losses, kl_error = formula
+    (slope, losses, kl_error), (u, stored) = formula, roundoffs
     # ℓ_i: its own log-ratio's error, the shared one, and a few roundings of the formula.
     own = (slope.square() * ratio_variance + (4 * u * losses.nan_to_num()).square()).nan_to_num()
     shared = (slope.abs() * (ratio_shift + kl_error)).nan_to_num()
     weights = {"mean": 1 / max(1, int((~losses.isnan()).sum())), "sum": 1.0}
     if config.reduction == "none":
-        bounds = {"loss": (own.sqrt(), shared)}
+        bounds = {"loss": (amplitude(own), shared)}
     else:
         factor = weights[config.reduction]
-        bounds = {"loss": (factor * own.sum().sqrt(), factor * shared.sum())}
-    logit_sums = policy.logit_variance + u**2 * policy.logit_squares * math.log2(2 + t.target.numel())
+        bounds = {"loss": (factor * amplitude(own.sum()), factor * shared.sum())}
+    # Added pairwise: a rounding at each level, of partial sums that are Σ z² together, or Σ z where all have one sign.
+    logits = policy.logit_squares + policy.logit_sum.square()
+    logit_sums = policy.logit_variance + u**2 * logits * math.log2(2 + t.target.numel())
+    logit_sums = logit_sums + (stored * policy.logit_sum).square()  # `eager` may store the sums, too
     quantities = {
         "logps": (policy.variance, truncation * policy.shift.abs()),
         "logits": (logit_sums, torch.zeros_like(logit_sums)),
@@ -161,5 +167,5 @@ def _output_bounds(
         side, quantity, _ = name.split("_")
         chosen = t.preference_labels if side == "chosen" else ~t.preference_labels
         variance, shift = quantities[quantity]
-        bounds[name] = ((chosen * variance).sum().sqrt(), (chosen * shift).sum())
+        bounds[name] = (amplitude((chosen * variance).sum()), (chosen * shift).sum())
     return bounds

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ktonum.bounds import Arithmetic, confidence, summation_variance, unit_roundoff
+from ktonum.bounds import Arithmetic, amplitude, confidence, summation_variance, unit_roundoff
 from ktonum.evaluation import Evaluation
 from ktonum.kernels.formula import KTOConfig
 from ktonum.kernels.logit_errors import ScoredTokens, analysed_tokens
@@ -15,7 +15,7 @@ from ktonum.kernels.logit_errors import ScoredTokens, analysed_tokens
 __all__ = ["gradient_bounds"]
 
 # What is summed over tokens, and over sequences.
-_SUMS = ("squares", "variance", "coherent", "own")
+_SUMS = ("squares", "variance", "coherent", "own", "softmax")
 
 
 def gradient_bounds(
@@ -40,7 +40,7 @@ def gradient_bounds(
     u = unit_roundoff(arithmetic.accumulator)
     input_variance = torch.zeros(head.input.shape, dtype=work, device=device)
     input_coherent = torch.zeros_like(input_variance)
-    # Three sums over tokens: with x, and with 1 in x's place for the bias.
+    # Five sums over tokens: with x, and with 1 in x's place for the bias.
     x_sums = {k: torch.zeros(vocabulary, hidden, dtype=work, device=device) for k in _SUMS}
     b_sums = {k: torch.zeros(vocabulary, dtype=work, device=device) for k in _SUMS}
     sequence_x, sequence_b = torch.zeros_like(x_sums["squares"]), torch.zeros_like(b_sums["squares"])
@@ -60,7 +60,8 @@ def gradient_bounds(
         c = coefficients[sequence, chunk.rows].to(work).unsqueeze(1)
         e = -chunk.p
         e.scatter_add_(1, chunk.y.unsqueeze(1), torch.ones_like(c))
-        squares = (c * e).square() + torch.where(chunk.unmasked, underflow, 0.0).to(work).unsqueeze(1)
+        # Not by `torch.where` of two Python numbers, which are float32, and this one is smaller than that.
+        squares = (c * e).square() + underflow * chunk.unmasked.to(work).unsqueeze(1)
         p_variance = (c * chunk.p).square() * chunk.variance
         x2 = chunk.x.square()
         gradient = c * (e @ weight)
@@ -78,6 +79,8 @@ def gradient_bounds(
         p_variance += (c * chunk.p).square() * chunk.logsumexp_variance.unsqueeze(1)
         x_sums["squares"] += squares.T @ x2
         x_sums["variance"] += p_variance.T @ x2
+        x_sums["softmax"].addmm_((c * chunk.p).T, chunk.x)
+        b_sums["softmax"] += (c * chunk.p).sum(0)
         b_sums["squares"] += squares.sum(0)
         b_sums["variance"] += p_variance.sum(0)
         sequence_x.addmm_((c * e).T, chunk.x)
@@ -89,13 +92,15 @@ def gradient_bounds(
     def assembled(name: str, sums: Mapping[str, Tensor], roundings: float) -> tuple[Tensor, Tensor]:
         total = oracle.gradients[name]
         assert total is not None  # asked for only where the oracle has a gradient
-        accumulation = summation_variance(rows, total.to(work), sums["squares"], arithmetic.accumulator)
+        # The targets' terms may be added apart: what has been added before them is the softmax's part alone.
+        partial = torch.maximum(total.to(work).abs(), sums["softmax"].abs())
+        accumulation = summation_variance(rows, partial, sums["squares"], arithmetic.accumulator)
         variance = roundings * operand * sums["squares"] + sums["variance"] + accumulation
-        return variance.sqrt(), sums["coherent"] + (arithmetic.truncation(rows) + u) * total.abs().to(work)
+        return amplitude(variance), sums["coherent"] + (arithmetic.truncation(rows) + u) * total.abs().to(work)
 
     bounds = {}
     if oracle.gradients.get("input") is not None:
-        bounds["grad_input"] = (input_variance.sqrt(), input_coherent)
+        bounds["grad_input"] = (amplitude(input_variance), input_coherent)
     if oracle.gradients.get("weight") is not None:
         bounds["grad_weight"] = assembled("weight", x_sums, 2.0)
     if oracle.gradients.get("bias") is not None:

@@ -142,9 +142,37 @@ def _without_logit_sums(outputs: Mapping[str, Tensor | None]) -> dict[str, Tenso
     return {k: v for k, v in outputs.items() if k not in _LOGIT_SUMS}
 
 
+def _one_by_one(run: Run) -> list[Run]:
+    target = run.inputs["target"]
+    return [_selected(run, torch.tensor([i], device=target.device)) for i in range(target.shape[0])]
+
+
+def _one_after_the_other(parts: Sequence[Evaluation], run: Run) -> Evaluation:
+    """What belongs to one sequence: its gradient, and under ``none`` its loss."""
+    outputs, gradients = {}, {}
+    losses, inputs = [p.outputs["loss"] for p in parts], [p.gradients["input"] for p in parts]
+    if run.parameters.get("reduction") == "none":
+        outputs["loss"] = torch.cat([t for t in losses if t is not None])
+    gradients["input"] = torch.cat([t for t in inputs if t is not None])
+    return Evaluation(outputs, gradients)
+
+
+def _sequences_are_independent(parameters: Mapping[str, Any]) -> bool:
+    """A mean divides by the number of sequences, and rounds; a KL estimate is the batch's."""
+    return parameters.get("reduction") in ("none", "sum") and parameters.get("kl_from") != "sequences"
+
+
 KTO_LAWS = (
     Law("batch split", _split, _joined),
     Law("permutation", _permuted, _unpermuted),
     Law("padding", _padded, _unpadded),
     Law("masked tokens", _other_masked_tokens, _unchanged),
+    Law(
+        "batch invariance",
+        _one_by_one,
+        _one_after_the_other,
+        exact=True,
+        promised=False,
+        applies=_sequences_are_independent,
+    ),
 )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ktonum.cases import Point
+from ktonum.edge_dims import EDGE_SIZES, edge_points
 from ktonum.errors import CandidateError, UsageError
 from ktonum.kernels.error_model import kto_error_model
 from ktonum.kernels.formula import METRICS, KTOConfig
@@ -19,6 +20,7 @@ from ktonum.kernels.reference import reference_kto_loss
 from ktonum.kernels.validation import KTOInputs
 from ktonum.op import Op
 from ktonum.sampling import Draw
+from ktonum.special_inputs import SpecialInputs
 
 __all__ = ["OP"]
 
@@ -136,11 +138,50 @@ def _adapt(candidate: Any, parameters: Mapping[str, Any]) -> Callable[..., dict[
     return run
 
 
+def _as_reference(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The policy as its own reference model, so that no sigmoid saturates, whatever the logits' size."""
+    return {**inputs, **{f"ref_{k}": inputs[k] for k in ("input", "weight", "bias") if f"ref_{k}" in inputs}}
+
+
+def _large_logits(inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Logits of standard deviation 3,000, in (−15,000, 15,000)."""
+    changed = {**inputs, "weight": inputs["weight"] * 2.0**11}
+    return _as_reference(changed) if "kl_input" not in inputs else changed
+
+
+def _sure_tokens(inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Hidden states along their target's row of the head: logits of 12 and more there, gradients near zero."""
+    weight, target = inputs["weight"].double(), inputs["target"]
+    rows = weight[torch.where(target == parameters.get("ignore_index", -100), 0, target)]
+    along = 12.0 * rows / rows.square().sum(-1, keepdim=True)
+    return {**inputs, "input": along.to(inputs["input"].dtype)}
+
+
+def _zero(name: str) -> SpecialInputs:
+    return lambda inputs, parameters: {**inputs, name: torch.zeros_like(inputs[name])}
+
+
+_SPECIAL_INPUTS: dict[str, SpecialInputs] = {
+    "logits to 10,000": _large_logits,
+    "sure tokens": _sure_tokens,
+    "a head of zeros": _zero("weight"),
+    "hidden states of zeros": _zero("input"),
+}
+
 # The KL reference point is detached by definition: finite differences see the weight's influence through it, the
 # gradient does not.
 _DETACHED_KL = ("gradcheck",)
 _PRODUCTION = ("forward", "gradients", "determinism")
-_QUICK = (
+# Averages, which do not saturate the sigmoid as sums over thousands of tokens do.
+_GROWING = Point(
+    {"B": 2, "T": 4, "H": 24, "V": 40}, {"average_log_prob": True, "with_bias": True}, checks=("growth", "bias")
+)
+# Long runs at many sizes or draws: `_GROWING` has them.
+_LONG = ("bias", "growth")
+# Checks of many runs each: in Triton's interpreter they take long. The first point, which asks for nothing that
+# published losses lack, and the last, which are the smallest, have them in the quick profile, too.
+_MANY_RUNS = ("gradient_subsets", "nonfinite", "upstream", "graph", "autocast", "special_values")
+_EVERY_BRANCH = (
     # Several tiles along every dimension, none of them whole. Its finite differences alone would take a third of the
     # audit's time; the third point's cross tiles as well.
     Point({"B": 3, "T": 47, "H": 136, "V": 300}, without=("gradcheck",)),
@@ -170,6 +211,36 @@ _QUICK = (
     ),
 )
 
+# Every edge of every dim; the quick profile runs every other one.
+_EDGES = edge_points(
+    Point({"B": 2, "T": 1, "H": 1, "V": 1}, {"with_bias": True}), {"B": (1, 2, 3), **dict.fromkeys("THV", EDGE_SIZES)}
+)
+
+
+def _but(points: Sequence[Point], checks: tuple[str, ...]) -> tuple[Point, ...]:
+    return tuple(replace(point, without=(*point.without, *checks)) for point in points)
+
+
+_POINTS = _but(_EVERY_BRANCH, _LONG)
+_QUICK = (_POINTS[0], *_but(_POINTS[1:3], _MANY_RUNS), *_POINTS[3:], _GROWING, *_EDGES[::2])
+
+_LARGER = _but(
+    (
+        Point({"B": 1, "T": 1, "H": 1, "V": 1}),
+        # As many tokens as sequences in a chunk: liger-kernel 0.8.2 multiplies labels along the wrong one.
+        Point({"B": 4, "T": 4, "H": 16, "V": 24}, {"chunk_size": 4, "masked": 0.9}),
+        Point({"B": 2, "T": 128, "H": 256, "V": 512}, {"with_bias": True}),
+        Point({"B": 2, "T": 129, "H": 257, "V": 1025}, {"average_log_prob": True, "masked": 1.0}),
+        Point(
+            {"B": 4, "T": 256, "H": 1024, "V": 32000},
+            {"kl_from": "sequences"},
+            without=_DETACHED_KL,
+            devices=("cuda",),
+        ),
+    ),
+    _LONG,
+)
+
 OP = Op(
     name="kto",
     candidate="ktonum.kernels.loss:FusedLinearKTOLoss",
@@ -184,18 +255,10 @@ OP = Op(
     dims={
         "quick": _QUICK,
         "full": (
-            *_QUICK,
-            Point({"B": 1, "T": 1, "H": 1, "V": 1}),
-            # As many tokens as sequences in a chunk: liger-kernel 0.8.2 multiplies labels along the wrong one.
-            Point({"B": 4, "T": 4, "H": 16, "V": 24}, {"chunk_size": 4, "masked": 0.9}),
-            Point({"B": 2, "T": 128, "H": 256, "V": 512}, {"with_bias": True}),
-            Point({"B": 2, "T": 129, "H": 257, "V": 1025}, {"average_log_prob": True, "masked": 1.0}),
-            Point(
-                {"B": 4, "T": 256, "H": 1024, "V": 32000},
-                {"kl_from": "sequences"},
-                without=_DETACHED_KL,
-                devices=("cuda",),
-            ),
+            *_POINTS,
+            _GROWING,
+            *_EDGES,
+            *_LARGER,
             *(
                 Point(dims, {"masked": 0.0}, checks=_PRODUCTION, dtypes=("bf16", "fp16", "fp32"), devices=("cuda",))
                 for V in (128_256, 151_936)
@@ -206,5 +269,7 @@ OP = Op(
     laws=KTO_LAWS,
     differentiable=("input", "weight", "bias"),
     error_model=kto_error_model,
+    special_inputs=_SPECIAL_INPUTS,
+    reductions=("T", "H", "V"),
     adapt=_adapt,
 )

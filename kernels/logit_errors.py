@@ -33,11 +33,12 @@ class ScoredTokens:
 
 @dataclass(frozen=True)
 class SequenceErrors:
-    """Per sequence, (B,), float64: log-probability, its variance, Σ (z_y − E_p z), Σ z² and Σ α_z² over all tokens."""
+    """Per sequence, (B,), float64: log-probability, its variance, Σ (z_y − E_p z); of all tokens Σ z, Σ z², Σ α_z²."""
 
     logps: Tensor
     variance: Tensor
     shift: Tensor
+    logit_sum: Tensor
     logit_squares: Tensor
     logit_variance: Tensor
 
@@ -88,7 +89,7 @@ def analysed_tokens(head: ScoredTokens, ignore_index: int, arithmetic: Arithmeti
 
 def analysed_sequences(head: ScoredTokens, config: KTOConfig, arithmetic: Arithmetic) -> SequenceErrors:
     batch, tokens, _ = head.input.shape
-    sums = torch.zeros(5, batch, dtype=torch.float64, device=head.input.device)
+    sums = torch.zeros(6, batch, dtype=torch.float64, device=head.input.device)
     u = unit_roundoff(arithmetic.accumulator)
     for chunk in analysed_tokens(head, config.ignore_index, arithmetic):
         at = chunk.y.unsqueeze(1)
@@ -97,12 +98,12 @@ def analysed_sequences(head: ScoredTokens, config: KTOConfig, arithmetic: Arithm
         variance = chunk.variance.gather(1, at)[:, 0] + chunk.logsumexp_variance + (u * logps).square()
         shift = z_y - (chunk.p * chunk.logits).sum(-1)
         masked = [torch.where(chunk.unmasked, v, 0.0).sum() for v in (logps, variance, shift)]
-        every = [chunk.logits.square().sum(), chunk.variance.sum()]
+        every = [chunk.logits.sum(), chunk.logits.square().sum(), chunk.variance.sum()]
         sums[:, chunk.sequence] += torch.stack([v.double() for v in (*masked, *every)])
-    logps, variance, shift, squares, logit_variance = sums
+    logps, variance, shift, *logits = sums
     counts = (head.target != config.ignore_index).sum(1)
     variance = variance + (u * logps).square() * (1 + math.log2(max(2, tokens)))
     if config.average_log_prob:
         logps = sequence_means(logps, counts, config)
         variance, shift = variance / counts.clamp(min=1) ** 2, shift / counts.clamp(min=1)
-    return SequenceErrors(logps, variance, shift, squares, logit_variance)
+    return SequenceErrors(logps, variance, shift, *logits)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ktonum.cases import Point as Point
     from ktonum.comparison import Comparison as Comparison
     from ktonum.comparison import compare as compare
+    from ktonum.edge_dims import edge_points as edge_points
     from ktonum.errors import GradcheckError as GradcheckError
     from ktonum.errors import InputError as InputError
     from ktonum.errors import KtonumError as KtonumError
@@ -50,6 +51,7 @@ _HOME = {
     "assert_within": "tolerances",
     "audit": "auditing",
     "compare": "comparison",
+    "edge_points": "edge_dims",
     "gradcheck": "gradient_check.gradcheck",
 }
 

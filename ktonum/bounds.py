@@ -26,6 +26,7 @@ __all__ = [
     "Arithmetic",
     "ErrorBound",
     "ErrorModel",
+    "amplitude",
     "confidence",
     "from_measured_error",
     "summation_variance",
@@ -57,6 +58,15 @@ def summation_variance(terms: float, total: Tensor, squares: Tensor, dtype: torc
     large for mean zero.
     """
     return unit_roundoff(dtype) ** 2 * terms * (total.square() / 3 + squares / 6)
+
+
+def amplitude(variance: Tensor) -> Tensor:
+    """√variance, but no less than the root of the smallest number of its dtype: what is smaller has a square of zero.
+
+    Gradients of 1e-235, as softmax gives at logits of 1,000, are numbers in float64, and so are their errors.
+    """
+    limits = torch.finfo(variance.dtype)
+    return variance.sqrt().clamp(min=math.sqrt(limits.tiny) * math.sqrt(limits.eps))
 
 
 @dataclass(frozen=True)
@@ -143,15 +153,19 @@ def from_measured_error(
     """(independent, coherent) from a plain implementation's error, where no analysis is at hand.
 
     Each element's amplitude is ``scale`` times the larger of its own error and the root mean square: one element's
-    error may be zero by luck. Where there are few elements, ``typical`` is their relative error as it was measured
-    elsewhere. Nothing is granted to coherent errors beyond that.
+    error may be zero by luck. Elements larger than the root mean square of all are granted as much in proportion: the
+    targets' entries in the gradient of a softmax are hundreds of times the others. Where there are few elements,
+    ``typical`` is their relative error as it was measured elsewhere. Nothing is granted to coherent errors beyond that.
     """
     expected = expected.double()
     # Where the oracle is not finite there is no error to measure, and none is granted.
     error = torch.where(expected.isfinite(), (actual.double() - expected).abs(), 0.0)
     size = torch.where(expected.isfinite(), expected, 0.0)
-    mean = torch.maximum(_root_mean_square(error), typical * _root_mean_square(size))
-    return scale * torch.maximum(error, mean), torch.zeros_like(error)
+    usual_size = _root_mean_square(size)
+    mean = torch.maximum(_root_mean_square(error), typical * usual_size)
+    # 0/0 where everything is zero: no larger than the others.
+    share = (size.abs() / usual_size).nan_to_num(nan=1.0).clamp(min=1.0)
+    return scale * torch.maximum(error, mean * share), torch.zeros_like(error)
 
 
 def _root_mean_square(tensor: Tensor) -> Tensor:

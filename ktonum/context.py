@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -20,14 +22,31 @@ from ktonum.interpreter_trust import refusing_bfloat16_of_the_interpreter
 from ktonum.op import Op
 from ktonum.sampling import Draw
 
-__all__ = ["CaseContext"]
+__all__ = ["MEASURED_SCALE", "CaseContext", "candidate_errors"]
 
-# Plain float32 runs stand in for an analysis: their error, times this, is granted. Two correct implementations differ
-# by their order of summation, and a root mean square says nothing of the largest of many elements.
-_MEASURED_SCALE = 4.0
+#: Plain runs stand in for an analysis: their error, times this, is granted. Two correct implementations differ
+#: by their order of summation, and a root mean square says nothing of the largest of many elements.
+MEASURED_SCALE = 4.0
 # Fewer elements than this do not tell how large an error typically is; as many further draws of the inputs do.
 _ENOUGH_TO_AVERAGE = 64
 _OTHER_DRAWS = 16
+
+
+@contextmanager
+def candidate_errors() -> Iterator[None]:
+    """Within: what the candidate raises becomes a `CandidateError` with its traceback.
+
+    Raises:
+        CandidateError: See there.
+        UsageError: Its kernels ran in Triton's interpreter and calculated in bfloat16, which comes out wrong there.
+    """
+    try:
+        with refusing_bfloat16_of_the_interpreter():
+            yield
+    except (KtonumError, torch.OutOfMemoryError):  # the audit's own tensors take memory, too: not its fault alone
+        raise
+    except Exception as error:  # whatever the candidate raises
+        raise CandidateError(f"raised {type(error).__name__}: {error}\n{traceback.format_exc()}") from error
 
 
 class CaseContext:
@@ -79,60 +98,86 @@ class CaseContext:
         for name in self.differentiable:
             leaves[name] = leaves[name].detach().requires_grad_()
         upstream = {}
-        for name, output in named_outputs(self._reference(**leaves)).items():
+        for name, output in named_outputs(self.reference(**leaves)).items():
             if output is not None and output.requires_grad:
                 # Eighths: scaled by a factor of few bits they are still exact in any dtype.
                 size = draw.integers(*output.shape, low=4, high=16).double() / 8
                 upstream[name] = torch.where(draw.booleans(*output.shape), size, -size).to(self.dtype)
         return upstream
 
+    def varied(
+        self, *, inputs: Mapping[str, Any] | None = None, upstream: Mapping[str, Tensor] | None = None
+    ) -> CaseContext:
+        """The same case with other inputs or upstream gradients, and an oracle, runs and bounds of its own."""
+        other = CaseContext(self.op, self.case, self.device)
+        other.inputs = self.inputs if inputs is None else dict(inputs)
+        other.upstream = self.upstream if upstream is None else dict(upstream)
+        return other
+
+    def resized(self, dims: Mapping[str, int]) -> CaseContext:
+        """The same case at other sizes, and so with other inputs."""
+        point = replace(self.case.point, dims={**self.case.point.dims, **dims})
+        return CaseContext(self.op, replace(self.case, point=point), self.device)
+
+    def redrawn(self, index: int) -> CaseContext:
+        """The same case with other inputs from the same distribution, one set for each index."""
+        return self.varied(inputs=self.op.sample(Draw.of(self.case, self.device, purpose=f"draw {index}")))
+
     @property
     def run(self) -> Run:
         """The case's own run."""
         return Run(self.inputs, self.parameters, self.upstream)
 
-    def _reference(self, **inputs: Any) -> Any:
+    def reference(self, **inputs: Any) -> Any:
+        """The reference as a function of the inputs alone, parameters filled in."""
         return self.op.reference(**inputs, **self.parameters)
 
     @cached_property
     def oracle(self) -> Evaluation:
         """The reference in float64 on the very values the candidate sees."""
         inputs = upcast(self.inputs, torch.float64)
-        return evaluate(self._reference, inputs, differentiable=self.differentiable, upstream=self.upstream)
+        return evaluate(self.reference, inputs, differentiable=self.differentiable, upstream=self.upstream)
 
     @cached_property
     def plain(self) -> Evaluation:
         """The reference in the dtype under audit: what plain PyTorch makes of this case."""
-        return evaluate(self._reference, self.inputs, differentiable=self.differentiable, upstream=self.upstream)
+        return evaluate(self.reference, self.inputs, differentiable=self.differentiable, upstream=self.upstream)
 
     @cached_property
     def candidate(self) -> Callable[..., Any]:
         """The candidate as a function of the inputs; `ktonum.errors.UsageError` where it lacks what the case needs."""
         return self.op.bound_candidate(self.parameters)
 
-    def evaluate(self, run: Run | None = None) -> Evaluation:
+    def evaluate(self, run: Run | None = None, *, differentiable: Sequence[str] | None = None) -> Evaluation:
         """Run the candidate.
+
+        Args:
+            run: What to run it on; the case's own run by default.
+            differentiable: Inputs that require a gradient; the case's `differentiable` by default.
 
         Raises:
             CandidateError: It raised, with its traceback; or its result's structure is not the reference's.
             UsageError: Its kernels ran in Triton's interpreter and calculated in bfloat16, which comes out wrong there.
         """
         run = self.run if run is None else run
-        candidate = self.candidate
-        # Copies of what the case's other runs read: a candidate that writes to its inputs would change their results,
-        # and one that writes the same again would find its own traces there and leave none.
-        inputs = {k: self._lent(v) for k, v in run.inputs.items()}
-        upstream = {k: self._lent(v) for k, v in run.upstream.items()}
-        try:
-            with refusing_bfloat16_of_the_interpreter():
-                return evaluate(candidate, inputs, differentiable=self.differentiable, upstream=upstream)
-        except (KtonumError, torch.OutOfMemoryError):  # the audit's own tensors take memory, too: not its fault alone
-            raise
-        except Exception as error:  # whatever the candidate raises
-            raise CandidateError(f"raised {type(error).__name__}: {error}\n{traceback.format_exc()}") from error
+        candidate, names = self.candidate, self.differentiable if differentiable is None else differentiable
+        inputs, upstream = self.lent(run.inputs), self.lent(run.upstream)
+        with candidate_errors():
+            return evaluate(candidate, inputs, differentiable=names, upstream=upstream)
+
+    def evaluate_reference(self, *, differentiable: Sequence[str]) -> Evaluation:
+        """Outputs of the reference in float64, where only the named inputs require a gradient; no gradients."""
+        return evaluate(self.reference, upcast(self.inputs, torch.float64), differentiable=differentiable)
+
+    def lent(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Copies of the case's tensors and of views of them, with the same strides; anything else as it is.
+
+        A candidate that writes to its inputs would change the results of the case's other runs, and one that writes the
+        same again would find its own traces there and leave none.
+        """
+        return {name: self._lent(value) for name, value in values.items()}
 
     def _lent(self, value: Any) -> Any:
-        """A tensor of the case, or a view of one, as a copy with the same strides; anything else as it is."""
         if not isinstance(value, Tensor):
             return value
         own = [t for t in (*self.inputs.values(), *self.upstream.values()) if isinstance(t, Tensor)]
@@ -193,12 +238,12 @@ class CaseContext:
         self, name: str, expected: Tensor, final: torch.dtype, standard: str, arithmetic: Arithmetic
     ) -> ErrorBound:
         if standard == "eager" and self.dtype != torch.float64:  # there the plain run is the oracle, without error
-            stand_in, scale, words = self.plain, _MEASURED_SCALE, f"the reference in {self.case.dtype}"
+            stand_in, scale, words = self.plain, MEASURED_SCALE, f"the reference in {self.case.dtype}"
         else:
             # Inputs are drawn in float32, so that a float32 run sees the values of any case exactly; its error scales
             # with the unit roundoff.
             stand_in = self._single
-            scale = _MEASURED_SCALE * unit_roundoff(arithmetic.accumulator) / unit_roundoff(torch.float32)
+            scale = MEASURED_SCALE * unit_roundoff(arithmetic.accumulator) / unit_roundoff(torch.float32)
             words = "the reference in float32"
         actual = stand_in.tensors().get(name)
         if actual is None:
@@ -208,29 +253,29 @@ class CaseContext:
             elsewhere = self._plain_errors if stand_in is self.plain else self._single_errors
             typical = elsewhere.get(name, 0.0)
         independent, coherent = from_measured_error(actual=actual, expected=expected, scale=scale, typical=typical)
-        return ErrorBound(independent, coherent, final, f"{_MEASURED_SCALE:g} × the error of {words}")
+        return ErrorBound(independent, coherent, final, f"{MEASURED_SCALE:g} × the error of {words}")
 
     @cached_property
     def _plain_errors(self) -> dict[str, float]:
-        return self._errors_of_other_draws(self.dtype)
+        return self.typical_errors(self.reference, self.dtype)
 
     @cached_property
     def _single_errors(self) -> dict[str, float]:
-        return self._errors_of_other_draws(torch.float32)
+        return self.typical_errors(self.reference, torch.float32)
 
-    def _errors_of_other_draws(self, dtype: torch.dtype) -> dict[str, float]:
-        """Relative errors of the reference in ``dtype`` by tensor: root mean square over further draws of the inputs.
+    def typical_errors(self, stand_in: Callable[..., Any], dtype: torch.dtype) -> dict[str, float]:
+        """Relative errors of ``stand_in`` in ``dtype`` by tensor: root mean square over further draws of the inputs.
 
         One number's own error says little of its size: it may be zero by luck.
         """
         squares: dict[str, list[float]] = {}
         for i in range(_OTHER_DRAWS):
-            inputs = self.op.sample(Draw.of(self.case, self.device, purpose=f"draw {i}"))
+            inputs = self.redrawn(i).inputs
             runs = [
                 evaluate(
-                    self._reference, upcast(inputs, d), differentiable=self.differentiable, upstream=self.upstream
+                    function, upcast(inputs, d), differentiable=self.differentiable, upstream=self.upstream
                 ).tensors()
-                for d in (torch.float64, dtype)
+                for function, d in ((self.reference, torch.float64), (stand_in, dtype))
             ]
             for name, expected in runs[0].items():
                 norm = float(expected.double().norm())
@@ -242,4 +287,4 @@ class CaseContext:
     @cached_property
     def _single(self) -> Evaluation:
         inputs = upcast(self.inputs, torch.float32)
-        return evaluate(self._reference, inputs, differentiable=self.differentiable, upstream=self.upstream)
+        return evaluate(self.reference, inputs, differentiable=self.differentiable, upstream=self.upstream)

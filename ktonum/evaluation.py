@@ -87,13 +87,17 @@ def evaluate(
         inputs: Tensors and others; not modified, nor do the tensors' ``requires_grad`` change.
         differentiable: Inputs to differentiate.
         upstream: Upstream gradients by output name; outputs not named are not differentiated. Cast to their output's
-            dtype. None or empty: no gradients.
+            dtype. None or empty: no gradients, but ``differentiable`` inputs require them all the same.
 
     Raises:
-        CandidateError: An output of ``upstream`` is missing, of another shape, or carries no gradient.
+        CandidateError: An output of ``upstream`` is missing, of another shape, or carries no gradient; or an input
+            requires a gradient that did not before.
     """
-    leaves = tensors_like(inputs, differentiable if upstream else ())
+    leaves = tensors_like(inputs, differentiable)
     outputs = named_outputs(function(**leaves))
+    for name, leaf in leaves.items():
+        if name not in differentiable and isinstance(leaf, Tensor) and leaf.requires_grad:
+            raise CandidateError(f"made {name!r} require a gradient, which nobody had asked for")
     detached = {name: None if t is None else t.detach() for name, t in outputs.items()}
     carrying = tuple(name for name, t in outputs.items() if t is not None and t.requires_grad)
     if not upstream:

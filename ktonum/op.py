@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ktonum.bounds import ErrorModel
     from ktonum.evaluation import Evaluation, Run
     from ktonum.sampling import Draw
+    from ktonum.special_inputs import SpecialInputs
 
 __all__ = ["Law", "Op", "load_object"]
 
@@ -37,6 +38,8 @@ class Law:
         exact: The equation holds bit for bit.
         scale: Multiplies the bounds, unless it is exact: 2 where the original and what it is held against are off by
             one bound each.
+        promised: Whether the op promises it. What is not promised is told, and does not fail an audit.
+        applies: Whether the law says anything under a point's parameters.
     """
 
     name: str
@@ -44,6 +47,8 @@ class Law:
     combine: Callable[[Sequence[Evaluation], Run], Evaluation]
     exact: bool = False
     scale: float = 2.0
+    promised: bool = True
+    applies: Callable[[Mapping[str, Any]], bool] = lambda parameters: True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,11 @@ class Op:
         laws: Equations the candidate must satisfy.
         differentiable: Names of the inputs that get gradients; empty means every floating tensor.
         error_model: Derives bounds from an analysis of this op, see `ktonum.bounds`; None uses measured references.
+        special_inputs: Inputs at the ends of their range, by a few words each, see `ktonum.special_inputs`; None makes
+            every differentiable input large and zero in turn.
+        peak_memory: The most bytes of device memory that a run, forward and backward, may take beside its inputs, of
+            dims, parameters and dtype name; None declares no bound.
+        reductions: Dims that are summed over: errors are measured as each of them grows.
         candidates: Further implementations by short name, as ``module:attr``.
         adapt: Makes a candidate callable with the op's inputs, where it has another interface. It is called with the
             implementation and the point's parameters, and may raise `ktonum.errors.UsageError` for what the
@@ -75,6 +85,9 @@ class Op:
     laws: tuple[Law, ...] = ()
     differentiable: tuple[str, ...] = ()
     error_model: ErrorModel | None = None
+    special_inputs: Mapping[str, SpecialInputs] | None = None
+    reductions: tuple[str, ...] = ()
+    peak_memory: Callable[[Mapping[str, int], Mapping[str, Any], str], float] | None = None
     candidates: Mapping[str, str] = field(default_factory=dict)
     adapt: Callable[[Any, Mapping[str, Any]], Callable[..., Any]] | None = None
 

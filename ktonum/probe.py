@@ -35,7 +35,13 @@ class Probe:
 
 
 def bounded_probe(
-    name: str, *, actual: Tensor, expected: Tensor, bound: Callable[[str], ErrorBound], scale: float = 1.0
+    name: str,
+    *,
+    actual: Tensor,
+    expected: Tensor,
+    bound: Callable[[str], ErrorBound],
+    scale: float = 1.0,
+    enough: int | None = _ENOUGH_TO_AVERAGE,
 ) -> Probe:
     """Hold ``actual`` against ``expected`` by element, in norm and in projection.
 
@@ -45,10 +51,13 @@ def bounded_probe(
         expected: What it should be, same shape; compared in float64.
         bound: The bound under a standard.
         scale: Multiplies the bound, e.g. 2 when ``expected`` is a run of the candidate itself.
+        enough: Fewer elements than this are not projected; None: none are.
     """
 
     def measure(tensor: Tensor, standard: str) -> tuple[Measurement, ...]:
-        return _measure(name, tensor, expected, bound(standard), scale)
+        found = _measure(name, tensor, expected, bound(standard), scale)
+        projected = enough is not None and tensor.numel() >= enough
+        return tuple(m for m in found if projected or not m.name.endswith("/signed_bias"))
 
     return Probe(name, actual, measure)
 
@@ -58,12 +67,15 @@ def _measure(name: str, actual: Tensor, expected: Tensor, bound: ErrorBound, sca
     by_element, single = confidence(count), confidence()
     worst, worst_at = 0.0, 0
     squares = products = norms = variance = coherent_squares = projected_variance = projected_coherent = 0.0
+    # Sums of squares would underflow where softmax gives 1e-170; a power of two changes no ratio.
+    unit = _unit(expected, bound.dtype)
     tensors = (t.detach() for t in (actual, expected, bound.independent, bound.coherent))
     for start, (a, e, i, c) in blocks(*tensors):
         a, e, i, c = a.double(), e.double(), i.double(), c.double()
         # What is not finite and the same on both sides is no error; infinity is what too large a number is rounded to.
         rounded = e.to(bound.dtype).double()
         same = ~rounded.isfinite() & ((a == rounded) | (a.isnan() & rounded.isnan()))
+        same |= i.isinf()  # granted anything
         a, e, i, c = (torch.where(same, 0.0, t) for t in (a, e, i, c))
         rounding = bound.final_rounding(e)
         error = a - e
@@ -73,6 +85,7 @@ def _measure(name: str, actual: Tensor, expected: Tensor, bound: ErrorBound, sca
         place = int(use.argmax()) if use.numel() else 0
         if use.numel() and float(use[place]) > worst:
             worst, worst_at = float(use[place]), start + place
+        error, e, i, c, rounding = (t / unit for t in (error, e, i, c, rounding))
         amplitude = i.square() + rounding.square()
         squares += float(error.square().sum())
         products += float((error * e).sum())
@@ -82,18 +95,34 @@ def _measure(name: str, actual: Tensor, expected: Tensor, bound: ErrorBound, sca
         projected_variance += float((amplitude * e.square()).sum())
         projected_coherent += float((c * e.abs()).sum())
     measurements = [Measurement(f"{name}/element", worst, 1.0, "bound", bound.source, _place(worst_at, actual.shape))]
-    if norms > 0.0:
+    # Less than that is zero in the tensor's dtype, and has lost its digits here.
+    measurable = norms > torch.finfo(torch.float64).tiny
+    if measurable:
         norm = math.sqrt(norms)
         granted = math.sqrt(variance * (1 + single**2 / count)) + math.sqrt(coherent_squares)
         measurements.append(
             Measurement(f"{name}/relative_norm", math.sqrt(squares) / norm, scale * granted / norm, "1", bound.source)
         )
-    if count >= _ENOUGH_TO_AVERAGE and norms > 0.0:
+    if measurable:
         granted = single * math.sqrt(projected_variance) + projected_coherent
         measurements.append(
             Measurement(f"{name}/signed_bias", abs(products) / norms, scale * granted / norms, "1", bound.source)
         )
     return tuple(measurements)
+
+
+def _unit(expected: Tensor, dtype: torch.dtype) -> float:
+    """A power of two near the largest finite magnitude of ``expected``.
+
+    But no less than what ``dtype`` can tell from zero, nor than what float64 can square: rounding errors and bounds,
+    which are the larger ones there, would overflow in its place.
+    """
+    largest = max(
+        (float(t.double().nan_to_num(0.0, 0.0, 0.0).abs().amax()) for _, (t,) in blocks(expected)), default=0.0
+    )
+    limits = torch.finfo(dtype)
+    least = max(limits.tiny * limits.eps, math.sqrt(torch.finfo(torch.float64).tiny))
+    return 2.0 ** math.frexp(max(largest, least))[1]
 
 
 def equality_probe(name: str, *, actual: Tensor, expected: Tensor, law: str) -> Probe:

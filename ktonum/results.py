@@ -17,6 +17,8 @@ from typing import Any
 __all__ = ["CheckResult", "Measurement", "Power", "Report", "Verdict"]
 
 SCHEMA = "ktonum-report/1"
+# Fields of a measurement that may be written as text, for want of infinities in JSON.
+_NUMBERS = ("value", "bound", "standard_error")
 
 
 class Verdict(StrEnum):
@@ -39,6 +41,7 @@ class Measurement:
         unit: ``"1"`` for a pure number, ``"bound"`` for errors divided by a per-element bound, ``"ulp"`` ...
         bound_source: Where the bound comes from: a derivation, a table row, a law.
         where: The worst place, e.g. ``[3, 17]``; empty when the measure has no place.
+        standard_error: Of a value that is a mean, in ``unit``; None for any other.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Measurement:
     unit: str = "1"
     bound_source: str = ""
     where: str = ""
+    standard_error: float | None = None
 
     @property
     def within(self) -> bool:
@@ -130,7 +134,7 @@ class CheckResult:
         fields = dict(record)
         fields["verdict"] = Verdict(fields["verdict"])
         fields["measurements"] = tuple(
-            Measurement(**{**m, "value": float(m["value"]), "bound": float(m["bound"])})
+            Measurement(**{**m, **{k: float(m[k]) for k in _NUMBERS if m.get(k) is not None}})
             for m in fields.get("measurements", ())
         )
         fields["power"] = tuple(

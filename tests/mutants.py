@@ -19,6 +19,7 @@ from planted import (
     tile_unwritten,
     times,
     truncated_to_bf16,
+    with_gradient,
 )
 from torch import Tensor
 
@@ -151,6 +152,18 @@ class SummedInBF16(PlainKTO):
         return logits if bias is None else logits + bias
 
 
+class LogitsAddedUpInBF16(PlainKTO):
+    """An accumulator of too few bits: right over a few terms, and stuck over many."""
+
+    def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        exact = super().logits(x, weight, bias)
+        blocks = zip(x.detach().split(64, -1), weight.detach().split(64, -1), strict=True)
+        total = torch.zeros_like(exact, dtype=torch.bfloat16)
+        for part, rows in blocks:
+            total += torch.nn.functional.linear(part, rows).to(torch.bfloat16)
+        return exact + (total.to(exact.dtype) + (0 if bias is None else bias.detach()) - exact.detach())
+
+
 class ScalesWeightInPlace(PlainKTO):
     def receive(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
         given["weight"].detach().mul_(1.25)
@@ -231,6 +244,46 @@ class BiasGradientMissing(PlainKTO):
         return {k: v.detach() if k == "bias" else v for k, v in given.items()}
 
 
+class BiasGradientMisplaced(PlainKTO):
+    """A backward that returns one gradient too few in front where the input needs none."""
+
+    def receive(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        alone = not given["input"].requires_grad
+        return {k: with_gradient(v, times(-1.0)) if k == "bias" and alone else v for k, v in given.items()}
+
+
+class ScalesSavedGradient(PlainKTO):
+    """What a backward does that was computed by the forward and is scaled in place: right once."""
+
+    def receive(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.passes = 0
+        return given
+
+    def gradient(self, name: str, gradient: Tensor) -> Tensor:
+        self.passes += name == "weight"
+        return gradient * 0.5 ** (self.passes - 1) if name == "weight" else gradient
+
+
+class GradientWrittenOverInput(PlainKTO):
+    """As published chunked losses do with logits, here with hidden states that somebody else may read."""
+
+    def receive(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        read = {k: v.clone() for k, v in given.items()}
+        if not given["input"].is_leaf:
+            given["input"].data.mul_(0.25)
+        return read
+
+
+class MetricsInAnotherDtype(PlainKTO):
+    def returned(self, loss: Tensor, sums: tuple[Tensor, ...]) -> Result:
+        return loss, tuple(s.to(torch.float64 if s.dtype == torch.float32 else torch.float32) for s in sums)
+
+
+class LargeLogitsClipped(PlainKTO):
+    def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super().logits(x, weight, bias).clamp(-500, 500)
+
+
 class WeightsSwapped(PlainKTO):
     def losses(self, logps: Tensor, reference: Tensor | None, labels: Tensor, kl: Tensor | None) -> Tensor:
         c = self.config
@@ -269,7 +322,10 @@ class Raises(PlainKTO):
 
 
 _BOTH = ("gradients", "gradcheck")
-EVERY = ("forward", "gradients", "gradcheck", "linearity", "determinism", "unmodified", "written", "strided")
+EVERY = (
+    *("forward", "gradients", "gradcheck", "linearity", "determinism", "unmodified", "written", "strided"),
+    *("gradient_subsets", "upstream", "graph", "structure", "special_values", "nonfinite"),
+)
 
 DEFECTS = (
     Defect("gradient scaled by 1.01", _gradients(times(1.01)), MODEL, _BOTH),
@@ -284,18 +340,19 @@ DEFECTS = (
     Defect("masked tokens in the gradient", MaskedTokensInGradient, MODEL, _BOTH),
     Defect("masked tokens in the value", MaskedTokensInValue, MODEL, ("forward", "gradients", "law:masked-tokens")),
     Defect("ignore_index is always -100", _configured(ignore_index=-100), AVERAGE, ("forward", "law:padding")),
-    Defect("upstream gradient ignored", UpstreamIgnored, MODEL, ("gradients", "linearity")),
-    Defect("upstream gradient summed", UpstreamSummed, NONE, ("gradients", "gradcheck", "law:batch-split")),
+    Defect("upstream gradient ignored", UpstreamIgnored, MODEL, ("gradients", "linearity", "upstream")),
+    Defect("upstream gradient summed", UpstreamSummed, NONE, ("gradients", "gradcheck", "law:batch-split", "upstream")),
     Defect("a row of grad_input zero", _gradients(last_row_zero, "input"), MODEL, _BOTH),
     Defect("a row of grad_weight zero", _gradients(last_row_zero, "weight"), MODEL, _BOTH),
     Defect("last vocabulary tile of grad_weight missing", _gradients(last_tile_missing, "weight"), MODEL, _BOTH),
     Defect("last vocabulary tile of grad_bias missing", _gradients(last_tile_missing, "bias"), MODEL, _BOTH),
     Defect("a tile of grad_weight unwritten", _gradients(tile_unwritten, "weight"), MODEL, ("written",)),
     Defect("a tile of grad_bias unwritten", _gradients(tile_unwritten, "bias"), MODEL, ("written",)),
-    Defect("gradients truncated to bf16", _gradients(truncated_to_bf16), MODEL, ("gradients",)),
+    Defect("gradients truncated to bf16", _gradients(truncated_to_bf16), MODEL, ("gradients", "bias")),
     Defect("logits rounded to bf16", LogitsRounded, MODEL, ("forward",)),
     Defect("logits rounded to bf16, gradients", LogitsRounded, MODEL, ("gradients",), ("fp16", "fp32", "fp64")),
     Defect("grad_weight summed in bf16", SummedInBF16, MANY, ("gradients",)),
+    Defect("logits added up in bf16", LogitsAddedUpInBF16, MODEL, ("growth",)),
     Defect("weight scaled in place", ScalesWeightInPlace, MODEL, ("unmodified",)),
     Defect("masked tokens cleared in place", ClearsMaskedInPlace, MODEL, ("unmodified",)),
     Defect("input cleared by backward", ClearsInputInBackward, MODEL, ("unmodified",)),
@@ -311,6 +368,12 @@ DEFECTS = (
     Defect("average over all tokens", AveragedOverAllTokens, AVERAGE, ("forward", "gradients", "law:padding")),
     Defect("bias gradient missing", BiasGradientMissing, MODEL, ("gradients",), breaks=True),
     Defect("bias gradient missing, by differences", BiasGradientMissing, MODEL, ("gradcheck",)),
+    Defect("bias gradient wrong without the input's", BiasGradientMisplaced, MODEL, ("gradient_subsets",)),
+    Defect("weight gradient scaled where it was saved", ScalesSavedGradient, MODEL, ("graph",)),
+    Defect("gradient written over the input", GradientWrittenOverInput, MODEL, ("graph",)),
+    Defect("metrics of another dtype", MetricsInAnotherDtype, MODEL, ("structure",)),
+    Defect("large logits clipped", LargeLogitsClipped, MODEL, ("special_values",)),
+    Defect("NaN hidden", _received(torch.nan_to_num), MODEL, ("nonfinite",)),
     Defect("weights swapped", WeightsSwapped, KL, ("forward", "gradients")),
     Defect("APO's sign wrong", APOSignWrong, APO, ("forward", "gradients")),
     Defect("KL not clamped", KLNotClamped, KL_NEGATIVE, ("forward", "gradients")),

@@ -133,6 +133,7 @@ def _norm_model(
     total = squares.sum(-1, keepdim=True)
     r = (total / hidden + parameters["eps"]).rsqrt()
     by_row = summation_variance(hidden, total, squares.square().sum(-1, keepdim=True), a) / total.square() / 4
+    by_row = by_row.nan_to_num()  # a sum of zeros has no error
     shared = 3 * by_row.sqrt() + 3 * s
     y, products = x * r * w, g * w * x
     mean = products.mean(-1, keepdim=True)
@@ -177,6 +178,7 @@ SOFTMAX_LOSS = Op(
     dims=[LOSS_POINT],
     laws=(PERMUTATION,),
     error_model=_loss_model,
+    reductions=("N", "V"),
 )
 RMS_NORM = Op(
     name="rms_norm",
@@ -186,4 +188,5 @@ RMS_NORM = Op(
     dims=[NORM_POINT],
     laws=(Law("permutation", _reversal, _unreversed, exact=True),),
     error_model=_norm_model,
+    reductions=("N", "H"),
 )

@@ -16,12 +16,14 @@ from ktonum.bounds import (
     FALSE_ALARM,
     Arithmetic,
     ErrorBound,
+    amplitude,
     confidence,
     from_measured_error,
     summation_variance,
     unit_roundoff,
 )
 from ktonum.cases import torch_dtype
+from ktonum.probe import bounded_probe
 
 Floats = NDArray[np.float64]
 _INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
@@ -213,3 +215,40 @@ def test_a_missing_stand_in_bounds_nothing() -> None:
     expected = torch.ones(3, dtype=torch.float64)
     independent, _ = from_measured_error(actual=torch.full((3,), math.nan), expected=expected, scale=1.0)
     assert bool(independent.isnan().all())  # every comparison with it fails
+
+
+def test_an_amplitude_whose_square_underflows_is_not_zero() -> None:
+    variance = torch.tensor([4.0, 0.0, 1e-300], dtype=torch.float64)
+    floor = float(amplitude(torch.zeros((), dtype=torch.float64)))
+    assert 1e-162 < floor < 1e-161 and floor**2 > 0.0
+    assert amplitude(variance).tolist() == [2.0, floor, 1e-150]
+
+
+def test_a_large_element_is_granted_in_proportion_and_a_small_one_the_usual() -> None:
+    # One element a hundred times the others, whose own error happens to be zero.
+    expected = torch.ones(100, dtype=torch.float64)
+    expected[0] = 100.0
+    actual = expected + 1e-3
+    actual[0] = 100.0
+    independent, _ = from_measured_error(actual=actual, expected=expected, scale=1.0)
+    usual = math.sqrt(99 * 1e-6 / 100)
+    assert float(independent[0]) == pytest.approx(usual * 100 / math.sqrt((100**2 + 99) / 100), rel=1e-6)
+    assert independent[1:].tolist() == pytest.approx([1e-3] * 99, rel=1e-6)
+
+
+def test_an_infinite_bound_excuses_anything() -> None:
+    expected = torch.ones(4, dtype=torch.float64)
+    bound = ErrorBound(torch.full_like(expected, math.inf), torch.zeros_like(expected), torch.float32, "measured")
+    probe = bounded_probe("y", actual=torch.tensor([7.0, math.nan, 1.0, 1.0]), expected=expected, bound=lambda _: bound)
+    assert all(m.within for m in probe.measure(probe.actual, "eager"))
+
+
+@pytest.mark.parametrize("size", [1e-170, 1e-235, 1e-310])
+def test_a_bias_of_numbers_whose_squares_underflow_is_measured_or_left_out(size: float) -> None:
+    expected = torch.full((100,), size, dtype=torch.float64)
+    bound = ErrorBound(expected * 1e-15, torch.zeros_like(expected), torch.float64, "test")
+    probe = bounded_probe("y", actual=expected, expected=expected, bound=lambda _: bound)
+    assert all(m.within for m in probe.measure(expected, "precise"))
+    measured = {m.name for m in probe.measure(expected, "precise")}
+    assert ("y/signed_bias" in measured) == (size > 1e-300)
+    assert not all(m.within for m in probe.measure(expected * 1.01, "precise"))

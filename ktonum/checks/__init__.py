@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from ktonum.cases import Case
 from ktonum.checks import (
+    autocast,
+    bias,
     determinism,
     finite_differences,
     forward,
+    gradient_subsets,
     gradients,
+    graph,
+    growth,
     linearity,
+    nonfinite,
+    peak_memory,
+    special_values,
     strided,
+    structure,
     unmodified,
+    upstream,
     written,
 )
 from ktonum.checks.check import Check, Inapplicable
@@ -30,6 +40,16 @@ CHECKS: tuple[Check, ...] = (
     unmodified.CHECK,
     written.CHECK,
     strided.CHECK,
+    gradient_subsets.CHECK,
+    upstream.CHECK,
+    graph.CHECK,
+    structure.CHECK,
+    autocast.CHECK,
+    special_values.CHECK,
+    nonfinite.CHECK,
+    bias.CHECK,
+    growth.CHECK,
+    peak_memory.CHECK,
 )
 
 

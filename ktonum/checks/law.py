@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ktonum.checks.check import Check, Inapplicable, held_to_bounds
 from ktonum.context import CaseContext
 from ktonum.op import Law
@@ -19,12 +21,33 @@ def law_check(law: Law) -> Check:
             raise Inapplicable(f"the law '{law.name}' says nothing about this case")
         expected = law.combine([context.evaluate(run) for run in runs], context.run).tensors()
         actual = context.result.tensors()
-        if not law.exact:
-            return held_to_bounds(context, actual=actual, expected=expected, scale=law.scale)
-        return [
-            equality_probe(name, actual=actual[name], expected=tensor, law=f"law '{law.name}'")
-            for name, tensor in expected.items()
-            if name in actual
-        ]
+        if law.exact:
+            found = [
+                equality_probe(name, actual=actual[name], expected=tensor, law=f"law '{law.name}'")
+                for name, tensor in expected.items()
+                if name in actual
+            ]
+        else:
+            found = held_to_bounds(context, actual=actual, expected=expected, scale=law.scale)
+        if not law.promised:
+            _tell(law, found)
+        return found
 
-    return Check(f"law:{law.name.replace(' ', '-')}", f"the law '{law.name}' holds between runs", probes)
+    return Check(
+        f"law:{law.name.replace(' ', '-')}",
+        f"the law '{law.name}' holds between runs",
+        probes,
+        applies=lambda op, case: law.applies(case.point.parameters),
+    )
+
+
+def _tell(law: Law, probes: Sequence[Probe]) -> None:
+    """What keeps a law from holding that the op does not promise.
+
+    Raises:
+        Inapplicable: With the tensors and how far off they are.
+    """
+    broken = [m for p in probes for m in p.measure(p.actual, "precise") if not m.within]
+    if broken:
+        words = ", ".join(f"{m.name} = {m.value:.3g}" for m in broken)
+        raise Inapplicable(f"the op does not promise the law '{law.name}', and it does not hold: {words}")

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from ktonum.checks.check import Check, Inapplicable, held_to_bounds
 from ktonum.context import CaseContext
 from ktonum.evaluation import Run
+from ktonum.layouts import spaced_out
 from ktonum.probe import Probe
 
-__all__ = ["CHECK", "spaced_out"]
-
-
-def spaced_out(tensor: Tensor) -> Tensor:
-    """The same values with every stride doubled, an offset, and NaN (or the largest integer) in between.
-
-    A kernel that assumes contiguous rows, or that reads past its inputs, meets the poison.
-    """
-    poison: Any = math.nan if tensor.is_floating_point() else tensor.dtype == torch.bool
-    if not tensor.is_floating_point() and tensor.dtype != torch.bool:
-        poison = torch.iinfo(tensor.dtype).max
-    room = torch.full([2 * n + 1 for n in tensor.shape], poison, dtype=tensor.dtype, device=tensor.device)
-    view = room[tuple(slice(1, None, 2) for _ in tensor.shape)]
-    view.copy_(tensor)
-    return view
+__all__ = ["CHECK"]
 
 
 def _probes(context: CaseContext) -> list[Probe]:

@@ -100,9 +100,10 @@ def measured(result: CheckResult) -> str:
 
 
 def format_measured(m: Measurement) -> str:
-    """``name = value / bound``, with the unit where it is one."""
+    """``name = value / bound``, with the unit and the standard error where there is one."""
     unit = "" if m.unit in ("1", "bound") else f" {m.unit}"
-    return f"{m.name} = {m.value:.3g} / {m.bound:.3g}{unit}"
+    error = "" if m.standard_error is None else f" ± {m.standard_error:.1g}"
+    return f"{m.name} = {m.value:.3g}{error} / {m.bound:.3g}{unit}"
 
 
 def place(m: Measurement) -> str:

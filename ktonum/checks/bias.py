@@ -1,0 +1,91 @@
+"""What does not average out: the signed error over several draws of the inputs, projected on the truth.
+
+Errors that drift training are small beside the rounding of each element and alike in every step. One case tells a bias
+from noise only as far as its own elements average; several draws of the inputs tell a smaller one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ktonum.bounds import ErrorBound
+from ktonum.checks.check import Check
+from ktonum.context import CaseContext
+from ktonum.probe import Probe, bounded_probe
+from ktonum.results import Measurement
+
+__all__ = ["CHECK"]
+
+# The case's own inputs are the first draw. There are at least and at most so many: as few as will tell a bias of a
+# thousandth in every gradient, for noise falls as the root of their number.
+_FEWEST, _MOST = 8, 64
+_TOLD_FROM_NOISE = 1e-3
+
+
+def _probes(context: CaseContext) -> list[Probe]:
+    cases = [context, *(context.redrawn(i) for i in range(1, _FEWEST))]
+    cases += [context.redrawn(i) for i in range(_FEWEST, _draws_needed(cases))]
+    # Where one draw lacks a tensor the others say nothing either.
+    found = [case.expected() for case in cases]
+    names = [name for name in found[0] if all(name in f for f in found)]
+    return [_pooled(name, cases, [case.result.tensors()[name] for case in cases]) for name in names]
+
+
+def _draws_needed(cases: Sequence[CaseContext]) -> int:
+    gradients = [f"grad_{name}" for name, g in cases[0].oracle.gradients.items() if g is not None]
+    granted = [0.0]
+    for name in gradients:
+        # The truth stands in for the candidate: only the bound is asked.
+        truth = [tensors[name] for case in cases if name in (tensors := case.oracle.tensors())]
+        if len(truth) == len(cases):
+            probe = _pooled(name, cases, truth)
+            granted += [m.bound for m in probe.measure(probe.actual, "precise")]
+    needed = _FEWEST * (max(granted) / _TOLD_FROM_NOISE) ** 2
+    return min(_MOST, max(_FEWEST, math.ceil(needed))) if math.isfinite(needed) else _FEWEST
+
+
+def _pooled(name: str, cases: Sequence[CaseContext], tensors: Sequence[Tensor]) -> Probe:
+    """The draws' tensors end to end: their common projection is the pooled bias."""
+    actual, expected = _joined(tensors), _joined([case.oracle.tensors()[name] for case in cases])
+
+    def bound(standard: str) -> ErrorBound:
+        parts = [case.bounds(standard)[name] for case in cases]
+        independent, coherent = _joined([p.independent for p in parts]), _joined([p.coherent for p in parts])
+        return replace(parts[0], independent=independent, coherent=coherent)
+
+    end_to_end = bounded_probe(name, actual=actual, expected=expected, bound=bound, enough=2)
+
+    def measure(tensor: Tensor, standard: str) -> tuple[Measurement, ...]:
+        error = _standard_error(tensor, expected, len(cases))
+        return tuple(
+            replace(m, name=f"{name}/bias of {len(cases)} draws", standard_error=error)
+            for m in end_to_end.measure(tensor, standard)
+            if m.name.endswith("/signed_bias")
+        )
+
+    return Probe(name, actual, measure)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t.detach().reshape(-1) for t in tensors])
+
+
+def _standard_error(actual: Tensor, expected: Tensor, draws: int) -> float:
+    """Of the ratio Σ p_i / Σ n_i of the draws' projections p_i to their squared norms n_i, from its residuals."""
+    e = expected.double()
+    error = actual.double() - e
+    usable = error.isfinite()
+    error, e = torch.where(usable, error, 0.0), torch.where(usable, e, 0.0)
+    products, norms = (error * e).view(draws, -1).sum(1), e.square().view(draws, -1).sum(1)
+    if not bool(norms.sum() > 0):
+        return 0.0
+    residuals = products - products.sum() / norms.sum() * norms
+    return math.sqrt(draws / (draws - 1)) * float(residuals.norm() / norms.sum())
+
+
+CHECK = Check("bias", "over several draws of the inputs no signed error remains beyond what roundings leave", _probes)

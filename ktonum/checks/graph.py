@@ -1,0 +1,137 @@
+"""The op as a node of a larger graph: differentiated twice, its inputs and outputs used elsewhere, or without a graph.
+
+A backward that scales a saved buffer in place is right once; a kernel that writes its result over its input is right as
+long as nobody else reads that input.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ktonum.bounds import ErrorBound
+from ktonum.checks.check import Check, held_to_bounds
+from ktonum.comparison import spacing
+from ktonum.context import CaseContext, candidate_errors
+from ktonum.errors import CandidateError
+from ktonum.evaluation import named_outputs, tensors_like
+from ktonum.probe import Probe, bounded_probe
+
+__all__ = ["CHECK"]
+
+
+def _probes(context: CaseContext) -> list[Probe]:
+    probes = _without_graph(context)
+    if context.upstream:
+        probes += _backward_again(context) + _used_elsewhere(context)
+    return probes
+
+
+def _without_graph(context: CaseContext) -> list[Probe]:
+    """Under ``no_grad`` the values are the same, and nothing carries a gradient."""
+    leaves = tensors_like(context.lent(context.inputs), context.differentiable)
+    with candidate_errors(), torch.no_grad():
+        outputs = named_outputs(context.candidate(**leaves))
+    present = {k: v for k, v in outputs.items() if v is not None}
+    attached = [k for k, v in present.items() if v.requires_grad]
+    if attached:
+        raise CandidateError(f"gave {', '.join(attached)} a gradient under torch.no_grad()")
+    expected = {k: v for k, v in context.result.outputs.items() if v is not None}
+    missing = sorted(set(expected) - set(present))
+    if missing:
+        raise CandidateError(f"returned no {', '.join(missing)} under torch.no_grad()")
+    return held_to_bounds(context, actual=present, expected=expected, scale=2.0, where="without a graph")
+
+
+def _backward_again(context: CaseContext) -> list[Probe]:
+    """A second backward through the same graph, to outputs that are used twice, gives what the first one gave."""
+    names = _with_gradients(context)
+    leaves = tensors_like(context.lent(context.inputs), context.differentiable)
+    with candidate_errors():
+        outputs = _differentiable_outputs(context, leaves)
+        # Upstream gradients are eighths: three quarters and one quarter of them add up exactly.
+        roots = [part * v for v in outputs.values() for part in (0.75, 0.25)]
+        upstream = [context.upstream[k].to(v.dtype) for k, v in outputs.items() for _ in range(2)]
+        for again in (True, False):
+            gradients = torch.autograd.grad(
+                roots, [leaves[n] for n in names], grad_outputs=upstream, retain_graph=again, allow_unused=True
+            )
+    actual = {f"grad_{n}": g for n, g in zip(names, gradients, strict=True) if g is not None}
+    expected = {f"grad_{n}": context.result.gradients[n] for n in names}
+    return held_to_bounds(
+        context,
+        actual=actual,
+        expected={k: v for k, v in expected.items() if v is not None},
+        scale=2.0,
+        where="of a second backward",
+    )
+
+
+def _used_elsewhere(context: CaseContext) -> list[Probe]:
+    """Inputs that other nodes read before and after the op: their gradients are the sum."""
+    names = _with_gradients(context)
+    leaves = tensors_like(context.lent(context.inputs), names)
+    # No leaves: a kernel that overwrites its input does so to activations, which nobody looks at afterwards.
+    shared = {n: leaves[n].clone() for n in names}
+    factors = {n: _factor(context, n) for n in names}
+    with candidate_errors():
+        squares = {n: shared[n].square() for n in names}
+        outputs = _differentiable_outputs(context, {**leaves, **shared})
+        roots = [*squares.values(), *(shared[n].square() for n in names), *outputs.values()]
+        # The derivative of a square, times half the factor, is the factor times the input: exact, being a power of two.
+        upstream = [torch.full_like(shared[n], factors[n] / 2) for _ in range(2) for n in names]
+        upstream += [context.upstream[k].to(v.dtype) for k, v in outputs.items()]
+        gradients = torch.autograd.grad(roots, [leaves[n] for n in names], grad_outputs=upstream, allow_unused=True)
+    probes = []
+    for name, gradient in zip(names, gradients, strict=True):
+        exact = context.oracle.gradients[name]
+        if gradient is None or exact is None:
+            continue
+        others = 2 * (factors[name] * context.inputs[name]).double()
+        probes.append(
+            bounded_probe(
+                f"grad_{name} used elsewhere",
+                actual=gradient,
+                expected=exact + others,
+                bound=partial(_bound_of_sum, context, f"grad_{name}", others),
+            )
+        )
+    return probes
+
+
+def _bound_of_sum(context: CaseContext, name: str, others: Tensor, standard: str) -> ErrorBound:
+    """The op's own bound, its rounding to the input's dtype, and that of the first of the two sums."""
+    own = context.bounds(standard)[name]
+    largest = context.oracle.tensors()[name].abs() + others.abs()
+    rounding = spacing(largest, own.dtype).view(largest.shape) / 2
+    return ErrorBound(
+        (own.independent.double().square() + 2 * rounding.square()).sqrt(), own.coherent, own.dtype, own.source
+    )
+
+
+def _factor(context: CaseContext, name: str) -> float:
+    """A power of two that makes the input about as large as its gradient: neither drowns in the other's rounding."""
+    input, gradient = context.inputs[name].double(), context.oracle.gradients[name]
+    assert gradient is not None  # see `_with_gradients`
+    ratio = float(gradient.norm()) / (float(input.norm()) or 1.0)
+    if not math.isfinite(ratio) or ratio == 0.0:
+        return 1.0
+    # Half of it still is a normal number.
+    return max(2.0 ** round(math.log2(ratio)), 2 * torch.finfo(context.inputs[name].dtype).tiny)
+
+
+def _with_gradients(context: CaseContext) -> list[str]:
+    return [n for n in context.differentiable if context.oracle.gradients[n] is not None]
+
+
+def _differentiable_outputs(context: CaseContext, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    outputs = named_outputs(context.candidate(**inputs))
+    return {k: v for k in context.upstream if (v := outputs[k]) is not None}
+
+
+CHECK = Check(
+    "graph", "a second backward, other uses of inputs and outputs, and no graph at all change nothing", _probes
+)

@@ -1,0 +1,77 @@
+"""Shapes, dtypes, devices and absent tensors are those of the reference in the dtype under audit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ktonum.bounds import STANDARDS
+from ktonum.checks.check import Check, Inapplicable
+from ktonum.context import CaseContext
+from ktonum.results import CheckResult, Measurement, Power, Verdict
+
+__all__ = ["CHECK"]
+
+
+def _judge(context: CaseContext) -> CheckResult:
+    context.expected()  # outputs and gradients that are missing have messages of their own
+    wanted, found = context.plain, context.result
+    strange = _differences(actual=found.outputs, expected=wanted.outputs)
+    for name, gradient in found.gradients.items():
+        # Zeros for no gradient are right, if wasteful.
+        if gradient is not None and wanted.gradients.get(name) is None and bool(gradient.any()):
+            strange.append(f"gave {name!r} a gradient that is not zero, and the reference gives none")
+    if strange:
+        return _result(context, Verdict.FAIL, len(strange), reason=f"the candidate {'; '.join(strange)}")
+    lacking = [k for k, v in wanted.outputs.items() if v is not None and found.outputs.get(k) is None]
+    if lacking:
+        raise Inapplicable(f"the candidate returns no {', '.join(lacking)}, which the reference does")
+    return replace(_result(context, Verdict.PASS, 0), power=_power(wanted.outputs), meets=STANDARDS)
+
+
+def _result(context: CaseContext, verdict: Verdict, differences: int, reason: str = "") -> CheckResult:
+    measurement = Measurement(
+        "structure/differences", float(differences), 0.0, "differences", "the reference's structure"
+    )
+    return CheckResult(context.case.name, "structure", verdict, (measurement,), reason=reason)
+
+
+def _differences(*, actual: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None]) -> list[str]:
+    """What is wrong with ``actual``, as predicates; tensors that it lacks are not held against it."""
+    found = []
+    for name, tensor in actual.items():
+        if tensor is None:
+            continue
+        wanted = expected.get(name)
+        if wanted is None:
+            found.append(f"returned {name!r}, and the reference returns none")
+            continue
+        for what, mine, theirs in (
+            ("shape", tuple(tensor.shape), tuple(wanted.shape)),
+            ("dtype", tensor.dtype, wanted.dtype),
+            ("device", tensor.device, wanted.device),
+        ):
+            if mine != theirs:
+                found.append(f"returned {name!r} of {what} {mine}: the reference's is {theirs}")
+    return found
+
+
+def _power(outputs: Mapping[str, Tensor | None]) -> tuple[Power, ...]:
+    """Each output planted in another shape and dtype, and one where there should be none."""
+    planted: list[tuple[str, dict[str, Tensor | None]]] = []
+    for name, tensor in outputs.items():
+        if tensor is None:
+            planted.append(("an output too many", {name: torch.zeros(())}))
+        else:
+            planted.append(("another shape", {name: tensor.unsqueeze(0)}))
+            other = torch.float32 if tensor.dtype != torch.float32 else torch.float64
+            planted.append(("another dtype", {name: tensor.to(other)}))
+    return tuple(
+        Power(defect, 1.0 if _differences(actual=wrong, expected=outputs) else None) for defect, wrong in planted
+    )
+
+
+CHECK = Check("structure", "shapes, dtypes, devices and absent tensors are the reference's", judge=_judge)

@@ -1,0 +1,144 @@
+"""Gradients under upstream gradients of every kind: ones without strides, negative among zeros, scaled, tiny.
+
+An upstream gradient of one, the usual one, hides a backward that ignores it; a contiguous one hides a backward that
+reads it by its shape alone. Loss scaling rests on powers of two being exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ktonum.checks.check import Check, Inapplicable, held_to_bounds
+from ktonum.context import CaseContext
+from ktonum.evaluation import Run
+from ktonum.layouts import spaced_out
+from ktonum.probe import Probe, equality_probe
+
+__all__ = ["CHECK"]
+
+# Exponents of loss scaling: as a rule, and downwards where the gradients are too large for that.
+_SCALING, _DOWNWARDS = 8, -4
+# Room for what a backward adds up on its way, which may cancel in the end.
+_HEADROOM = 16.0
+
+
+def _probes(context: CaseContext) -> list[Probe]:
+    if not context.upstream:
+        raise Inapplicable("the reference has no differentiable outputs")
+    # In the outputs' dtypes: autograd would convert others, and hand on a contiguous copy.
+    outputs = context.result.tensors()
+    base = {k: v.to(outputs[k].dtype) for k, v in context.upstream.items()}
+    probes = [
+        *_sent(context, {k: torch.ones_like(v) for k, v in base.items()}, _expanded, "at expanded ones"),
+        *_sent(context, {k: _negative_among_zeros(v) for k, v in base.items()}, _spaced, "at negatives among zeros"),
+        *_scaled(context, base),
+    ]
+    if context.dtype == torch.float16:
+        probes += _sent(context, _tiny(context, base), _as_it_is, "at subnormal gradients")
+    return probes
+
+
+def _sent(
+    context: CaseContext, values: Mapping[str, Tensor], layout: Callable[[Tensor], Tensor], words: str
+) -> list[Probe]:
+    """Gradients under ``values``, which the candidate gets in another layout and must leave as they are."""
+    sent = {k: layout(v) for k, v in values.items()}
+    actual = context.evaluate(Run(context.inputs, context.parameters, sent))
+    # An oracle and bounds of their own: errors scale with the upstream gradient, element by element.
+    case = context.varied(upstream=values)
+    expected = {f"grad_{k}": v for k, v in case.oracle.gradients.items() if v is not None}
+    unmodified = [
+        equality_probe(
+            f"upstream_{k} {words}", actual=sent[k], expected=v, law="upstream gradients are left as they were"
+        )
+        for k, v in values.items()
+    ]
+    return [*held_to_bounds(case, actual=actual.tensors(), expected=expected, where=words), *unmodified]
+
+
+def _expanded(tensor: Tensor) -> Tensor:
+    """What the backward of a sum sends: one number, and strides of zero."""
+    return tensor.new_ones(()).expand(tensor.shape)
+
+
+def _spaced(tensor: Tensor) -> Tensor:
+    return spaced_out(tensor) if tensor.dim() else tensor
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _negative_among_zeros(tensor: Tensor) -> Tensor:
+    """Every other element zero, the first one not.
+
+    The factor makes numbers that use all their bits: a backward that rounds upstream gradients changes them.
+    """
+    flat = (-tensor.abs() * (math.pi / 4)).reshape(-1)
+    flat[1::2] = 0
+    return flat.view(tensor.shape)
+
+
+def _tiny(context: CaseContext, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Upstream gradients that make most gradients subnormal, and the largest a little more than that."""
+    largest = max(float(g.abs().amax()) for g in context.oracle.gradients.values() if g is not None and g.numel())
+    exponent = math.floor(math.log2(_HEADROOM * torch.finfo(context.dtype).tiny / largest)) if largest > 0 else 0
+    return {k: v * 2.0 ** min(0, exponent) for k, v in base.items()}
+
+
+def _scaled(context: CaseContext, base: Mapping[str, Tensor]) -> list[Probe]:
+    """Scaling by 2^k scales the gradients by 2^k, bit for bit where neither overflows nor loses bits."""
+    gradients = {f"grad_{k}": v for k, v in context.result.gradients.items() if v is not None}
+    oracle = context.oracle.tensors()
+    known = {name: oracle[name] for name in gradients if name in oracle}
+    room = [_room(v.double(), v.dtype) for v in base.values()]
+    room += [_room(exact, gradients[name].dtype) for name, exact in known.items()]
+    exponent = min(_SCALING, *room)
+    exponent = exponent if exponent >= 1 else _DOWNWARDS
+    factor = 2.0**exponent
+    case = context.varied(upstream={k: v * factor for k, v in base.items()})
+    words = f"scaled by 2^{exponent}"
+    actual, expected = {}, {}
+    for name, exact in known.items():
+        limits = torch.finfo(gradients[name].dtype)
+        size = exact.abs()
+        lowest, highest = size * min(1.0, factor), size * max(1.0, factor)
+        whole = (lowest >= 2 * limits.tiny) & (highest <= limits.max / 2)
+        if bool(whole.any()):
+            actual[name] = torch.where(whole, case.result.tensors()[name], 0)
+            expected[name] = torch.where(whole, gradients[name] * factor, 0)
+    exact_probes = [
+        equality_probe(f"{name} {words}", actual=actual[name], expected=tensor, law=f"2^{exponent} scales exactly")
+        for name, tensor in expected.items()
+    ]
+    if context.dtype != torch.float16:
+        return exact_probes
+    bounded = held_to_bounds(case, actual=actual, expected=expected, scale=2.0, where=words)
+    return [_by_standard(*pair) for pair in zip(exact_probes, bounded, strict=True)]
+
+
+def _room(tensor: Tensor, dtype: torch.dtype) -> int:
+    """The largest k with which nothing of ``tensor`` times 2^k overflows ``dtype``, with headroom."""
+    largest = float(tensor.abs().amax()) if tensor.numel() else 0.0
+    if largest == 0.0:
+        return _SCALING
+    # Logarithms apart: float64's largest number over a small one overflows.
+    return math.floor(math.log2(torch.finfo(dtype).max / _HEADROOM) - math.log2(largest))
+
+
+def _by_standard(exact: Probe, bounded: Probe) -> Probe:
+    """`eager` stores intermediates in float16, where small ones lose bits: there the scaled run is nearer the truth."""
+    return Probe(
+        exact.name,
+        exact.actual,
+        lambda tensor, standard: (bounded if standard == "eager" else exact).measure(tensor, standard),
+    )
+
+
+CHECK = Check(
+    "upstream", "gradients follow any upstream gradient: expanded, negative, zero in places, scaled, tiny", _probes
+)

@@ -1,0 +1,25 @@
+"""The same values laid out otherwise in memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["spaced_out"]
+
+
+def spaced_out(tensor: Tensor) -> Tensor:
+    """The same values with every stride doubled, an offset, and NaN (or the largest integer) in between.
+
+    A kernel that assumes contiguous rows, or that reads past its inputs, meets the poison.
+    """
+    poison: Any = math.nan if tensor.is_floating_point() else tensor.dtype == torch.bool
+    if not tensor.is_floating_point() and tensor.dtype != torch.bool:
+        poison = torch.iinfo(tensor.dtype).max
+    room = torch.full([2 * n + 1 for n in tensor.shape], poison, dtype=tensor.dtype, device=tensor.device)
+    view = room[tuple(slice(1, None, 2) for _ in tensor.shape)]
+    view.copy_(tensor)
+    return view

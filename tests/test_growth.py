@@ -1,0 +1,94 @@
+"""Which accumulation scheme an error's growth is told to be, held against sums that were made in each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from planted import ALL
+from small_ops import NORM_POINT, RMS_NORM, SOFTMAX_LOSS
+from torch import Tensor
+
+from ktonum.bounds import STANDARDS
+from ktonum.checks import Inapplicable
+from ktonum.checks.growth import CHECK, LENGTHS, scheme
+from ktonum.context import CaseContext
+from ktonum.op import Op
+from ktonum.results import Verdict
+from ktonum.runner import run_check
+
+#: Sums of as many rows of positive numbers: their root mean square error says more than one error.
+_ROWS = 256
+
+
+def _one_by_one(terms: Tensor, dtype: torch.dtype) -> Tensor:
+    total = torch.zeros(terms.shape[0], dtype=dtype)
+    for column in terms.unbind(1):
+        total += column.to(dtype)
+    return total
+
+
+def _pairwise(terms: Tensor, dtype: torch.dtype) -> Tensor:
+    level = terms.to(dtype)
+    while level.shape[1] > 1:
+        level = level[:, ::2] + level[:, 1::2]
+    return level[:, 0]
+
+
+def _errors(add: object, dtype: torch.dtype) -> list[float]:
+    errors = []
+    for length in LENGTHS:
+        generator = torch.Generator().manual_seed(length)
+        terms = torch.rand(_ROWS, length, generator=generator).double()
+        assert callable(add)
+        exact = terms.sum(1)
+        errors.append(float((add(terms, dtype).double() - exact).norm() / exact.norm()))
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("add", "dtype", "words"),
+    [
+        (_one_by_one, torch.float32, "as one by one in fp32"),
+        # By a factor of 1.5 over these lengths, which chance may do.
+        (_pairwise, torch.float32, "not growing"),
+        (_one_by_one, torch.float16, "as one by one in fp16"),
+        (_one_by_one, torch.bfloat16, "as one by one in bf16"),
+    ],
+)
+def test_a_sum_is_told_by_its_scheme(add: object, dtype: torch.dtype, words: str) -> None:
+    assert scheme(_errors(add, dtype), stored=torch.float32, accumulator=torch.float32) == words
+
+
+def test_what_is_rounded_in_the_end_hides_its_scheme() -> None:
+    errors = [
+        float((t := torch.rand(4096, dtype=torch.float64)).to(torch.bfloat16).double().sub(t).norm() / t.norm())
+        for _ in LENGTHS
+    ]
+    assert scheme(errors, stored=torch.bfloat16, accumulator=torch.float32) == "hidden by rounding to bf16"
+
+
+def test_errors_that_stay_are_told_so() -> None:
+    assert scheme([5e-8, 9e-8, 2e-7], stored=torch.float32, accumulator=torch.float32) == "as blocked in fp32"
+    assert scheme([3e-7, 2e-7, 4e-7], stored=torch.float32, accumulator=torch.float32) == "not growing"
+    assert scheme([float("nan"), 1.0, 1.0], stored=torch.float32, accumulator=torch.float32) == "not finite"
+
+
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("op", [SOFTMAX_LOSS, RMS_NORM], ids=lambda op: op.name)
+def test_right_ops_stay_within_their_bounds_as_they_grow(op: Op, seed: int, dtype: str) -> None:
+    # The seed is that of the case's name, of which every dim is a part.
+    point = replace(op.points("quick")[0], dims={**op.points("quick")[0].dims, "N": 5 + seed})
+    (case,) = replace(op, dims=[point]).cases(profile="quick", dtypes=[dtype], device="cpu")
+    result = run_check(CHECK, CaseContext(op, case))
+    assert result.verdict is Verdict.PASS and result.meets == STANDARDS, result.reason
+
+
+def test_an_op_without_such_a_dim_is_inconclusive() -> None:
+    op = replace(RMS_NORM, reductions=("K",), dims=[NORM_POINT])
+    (case,) = op.cases(profile="quick", dtypes=["fp32"], device="cpu")
+    with pytest.raises(Inapplicable, match="no dim among K"):
+        assert CHECK.probes is not None
+        CHECK.probes(CaseContext(op, case))
