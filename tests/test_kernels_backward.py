@@ -260,7 +260,7 @@ def test_the_custom_operators_are_registered_rightly(
     inputs = tracked(draw(Recipe(dims=(2, 3, 7, 11), reference="model", kl="sequences"), device), names)
     others = (inputs.ref_input, inputs.ref_weight, inputs.ref_bias)
     others += (inputs.kl_input, inputs.kl_target, inputs.kl_ref_input)
-    options = ([torch.ones(())], "kl", -100, False, False, True, True, workspace)
+    options = ([torch.ones((), device=device)], "kl", -100, False, False, True, True, workspace)
     call = (inputs.input, inputs.weight, inputs.bias, inputs.target, *others, *options)
     # `test_aot_dispatch_dynamic` would feed outputs that are not differentiable with gradients; compilation is above.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
