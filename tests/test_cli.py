@@ -77,12 +77,13 @@ def test_a_wrong_gradient_fails_and_says_where_and_how_much(tmp_path: Path) -> N
         tmp_path, "wrong", "-n", "0", PYTEST_ADDOPTS="--alsonot", PYTEST_PLUGINS="no_such_plugin"
     )
     assert status == 1
-    assert {r.check for r in report.failures} == {"gradients"}
-    assert len(report.failures) == 3
+    of_gradients = {"gradients", "upstream", "graph", "autocast", "special_values", "bias"}
+    assert {r.check for r in report.failures} == of_gradients
+    assert len(report.failures) == 3 * len(of_gradients)
     assert "gradients fails on 3 of 3 cases" in out
     assert "grad_x/" in out and "= 0.05" in out
     assert "ktonum audit throwaway.py:wrong --device cpu --dtype fp32 --only 'wrong[N=" in out
-    assert "The audit fails: 18 passed, 3 FAIL" in out
+    assert "The audit fails: 27 passed, 18 FAIL" in out
 
 
 @pytest.mark.parametrize(
