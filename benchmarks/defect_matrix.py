@@ -179,13 +179,14 @@ def document(rows: Sequence[Row], alarms: Sequence[Row]) -> str:
         f"## Defects that exceed the rounding floor {FACTOR:g} times",
         "",
         "Size: the defect's error over the error of the correct implementation it was made from, in the same dtype, in "
-        "norm or at the worst element, whichever is larger; that error is at least one rounding.",
+        "norm or at the worst element, whichever is larger; that error is at least one rounding. Memory left unwritten "
+        "holds what lay there: those rows change from run to run.",
         "",
         *_table(row for row in rows if row.size > FACTOR),
         "",
         f"## Defects within {FACTOR:g} times the floor",
         "",
-        "Inputs overwritten, strides ignored, memory left unwritten, results that change from run to run, all of whose "
+        "Inputs overwritten, strides ignored, reads past the end, results that change from run to run, all of whose "
         "results are right; and defects that rounding to the dtype hides nearly or wholly.",
         "",
         *_table(row for row in rows if row.size <= FACTOR),

@@ -174,7 +174,7 @@ _DETACHED_KL = ("gradcheck",)
 _PRODUCTION = ("forward", "gradients", "determinism")
 # Averages, which do not saturate the sigmoid as sums over thousands of tokens do.
 _GROWING = Point(
-    {"B": 2, "T": 4, "H": 24, "V": 40}, {"average_log_prob": True, "with_bias": True}, checks=("growth", "bias")
+    {"B": 1, "T": 4, "H": 24, "V": 40}, {"average_log_prob": True, "with_bias": True}, checks=("growth", "bias")
 )
 # Long runs at many sizes or draws: `_GROWING` has them.
 _LONG = ("bias", "growth")

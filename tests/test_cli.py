@@ -52,14 +52,14 @@ def test_a_right_candidate_passes_and_the_number_of_workers_changes_nothing(tmp_
     outputs = ("--html", "report.html", "--junit", "junit.xml")
     status, out, err, alone = audit(tmp_path, "right", "-n", "0", *outputs)
     assert (status, err) == (0, ""), out
-    assert alone.ok and len(alone.results) == 21
-    assert "The audit passes: 21 passed" in out
-    assert sum(line.startswith("PASS") for line in out.splitlines()) == 21
-    assert alone.environment["audit"]["planned"] == 21 and alone.environment["audit"]["interrupted"] is False
+    assert alone.ok and len(alone.results) == 45
+    assert "The audit passes: 45 passed" in out
+    assert sum(line.startswith("PASS") for line in out.splitlines()) == 45
+    assert alone.environment["audit"]["planned"] == 45 and alone.environment["audit"]["interrupted"] is False
     assert "torch" in alone.environment["packages"]
 
     tests = list(ET.parse(tmp_path / "junit.xml").iter("testcase"))
-    assert len(tests) == 21
+    assert len(tests) == 45
     assert {"right[N=4,M=33]-fp32-cpu::forward"} <= {t.get("name") for t in tests}
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "The audit passes" in page and "right[N=4,M=33]-fp32-cpu" in page
@@ -77,12 +77,13 @@ def test_a_wrong_gradient_fails_and_says_where_and_how_much(tmp_path: Path) -> N
         tmp_path, "wrong", "-n", "0", PYTEST_ADDOPTS="--alsonot", PYTEST_PLUGINS="no_such_plugin"
     )
     assert status == 1
-    assert {r.check for r in report.failures} == {"gradients"}
-    assert len(report.failures) == 3
+    of_gradients = {"gradients", "upstream", "graph", "autocast", "special_values", "bias"}
+    assert {r.check for r in report.failures} == of_gradients
+    assert len(report.failures) == 3 * len(of_gradients)
     assert "gradients fails on 3 of 3 cases" in out
     assert "grad_x/" in out and "= 0.05" in out
     assert "ktonum audit throwaway.py:wrong --device cpu --dtype fp32 --only 'wrong[N=" in out
-    assert "The audit fails: 18 passed, 3 FAIL" in out
+    assert "The audit fails: 27 passed, 18 FAIL" in out
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_what_was_measured_before_an_interruption_is_written(tmp_path: Path, sto
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     report = Report.from_json(tmp_path / "report.json")
-    assert 1 <= len(report.results) < 21
+    assert 1 <= len(report.results) < 45
     assert report.environment["audit"]["interrupted"] is True
     assert "The audit is unfinished" in out and "not run" in out
 

@@ -54,7 +54,8 @@ def _backward_again(context: CaseContext) -> list[Probe]:
         outputs = _differentiable_outputs(context, leaves)
         # Upstream gradients are eighths: three quarters and one quarter of them add up exactly.
         roots = [part * v for v in outputs.values() for part in (0.75, 0.25)]
-        upstream = [context.upstream[k].to(v.dtype) for k, v in outputs.items() for _ in range(2)]
+        sent = context.lent(context.upstream)
+        upstream = [sent[k].to(v.dtype) for k, v in outputs.items() for _ in range(2)]
         for again in (True, False):
             gradients = torch.autograd.grad(
                 roots, [leaves[n] for n in names], grad_outputs=upstream, retain_graph=again, allow_unused=True
@@ -83,7 +84,8 @@ def _used_elsewhere(context: CaseContext) -> list[Probe]:
         roots = [*squares.values(), *(shared[n].square() for n in names), *outputs.values()]
         # The derivative of a square, times half the factor, is the factor times the input: exact, being a power of two.
         upstream = [torch.full_like(shared[n], factors[n] / 2) for _ in range(2) for n in names]
-        upstream += [context.upstream[k].to(v.dtype) for k, v in outputs.items()]
+        sent = context.lent(context.upstream)
+        upstream += [sent[k].to(v.dtype) for k, v in outputs.items()]
         gradients = torch.autograd.grad(roots, [leaves[n] for n in names], grad_outputs=upstream, allow_unused=True)
     probes = []
     for name, gradient in zip(names, gradients, strict=True):

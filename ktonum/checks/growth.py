@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ktonum.bounds import Arithmetic, ErrorBound, unit_roundoff
+from ktonum.bounds import Arithmetic, unit_roundoff
 from ktonum.cases import Case, dtype_name
-from ktonum.checks.check import Check, Inapplicable
+from ktonum.checks.check import Check, Inapplicable, bound_or_plain
 from ktonum.comparison import compare
 from ktonum.context import CaseContext
 from ktonum.op import Op
@@ -51,7 +51,7 @@ def _grown(context: CaseContext, dim: str, data: str) -> Iterator[Probe]:
             f"{name}, {dim} = {LENGTHS[-1]}, {data}",
             actual=cases[-1].result.tensors()[name],
             expected=expected,
-            bound=partial(_bound, cases[-1], name),
+            bound=partial(bound_or_plain, cases[-1], name),
             enough=None,
         )
         shorter = [_relative_error(case, name) for case in cases[:-1]]
@@ -60,10 +60,6 @@ def _grown(context: CaseContext, dim: str, data: str) -> Iterator[Probe]:
 
 def _positive(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v.abs() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
-
-
-def _bound(case: CaseContext, name: str, standard: str) -> ErrorBound:
-    return case.bounds(standard)[name]
 
 
 def _relative_error(case: CaseContext, name: str) -> float:

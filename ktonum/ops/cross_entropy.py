@@ -40,7 +40,10 @@ def reference(
     counted = target != ignore_index
     logps = logits.log_softmax(-1)
     hit = logps.gather(1, torch.where(counted, target, 0).unsqueeze(1))[:, 0]
-    losses = torch.where(counted, -(1 - label_smoothing) * hit - label_smoothing * logps.mean(-1), 0.0)
+    losses = -(1 - label_smoothing) * hit
+    if label_smoothing:  # no smoothing of a class that a logit of −∞ rules out is 0, not 0 · ∞
+        losses = losses - label_smoothing * logps.mean(-1)
+    losses = torch.where(counted, losses, 0.0)
     if reduction == "none":
         return losses
     return losses.sum() / counted.sum() if reduction == "mean" else losses.sum()

@@ -55,7 +55,8 @@ def _error_model(
 
     A few roundings an element is its own. Those of the mean, of r and of the two means of ∂x a row shares; the mean's
     error moves c, but not Σ c² to first order. ∂w = Σ_rows g ĉ and ∂b = Σ_rows g. What is stored on the way is no
-    nearer than half the spacing of subnormals.
+    nearer than half the spacing of subnormals: that goes for the two means of ∂x, too, one of which autograd of the
+    formula multiplies by 2 c, which may be large.
     """
     a, s = arithmetic.accumulator, unit_roundoff(arithmetic.stored)
     x, w, g = inputs["x"].double(), inputs["weight"].double(), upstream["output"].double()
@@ -81,6 +82,9 @@ def _error_model(
     of_weighted = of_row_mean(weighted, 1) + of_row_mean(through, 4)
     of_through = of_row_mean(weighted * normed, 3) + of_mean * r * mean_weighted.abs()
     tiny = torch.finfo(arithmetic.stored).smallest_normal * s
+    # mean(g w c) r³ / 2 on its way: the terms g w and g w c of the sum, the sum and half of it, times r³, divided by H.
+    of_terms = 3 * (squares.sum(-1, keepdim=True).sqrt() + hidden**0.5) / 2 + 2
+    lost = tiny * (1 + (1 + of_terms * r**3) / hidden)
     size = (weighted.abs() + mean_weighted.abs() + through.abs()) * r
     by_weight, by_bias = g * normed, g
     weight_variance = (
@@ -92,13 +96,15 @@ def _error_model(
 
     return {
         "output": (
-            3 * s * (normed * w).abs() + tiny * (1 + w.abs()),
+            s * (3 * (normed * w).abs() + (normed * w + inputs["bias"].double()).abs()) + tiny * (1 + w.abs()),
             of_r * (normed * w).abs() + of_mean * r * w.abs(),
         ),
         "grad_x": (
             4 * s * size + tiny * (2 + r),
             of_r * (size + 2 * r * through.abs())
-            + r * (of_weighted + normed.abs() * of_through + r * of_mean * mean_through.abs()),
+            + r * (of_weighted + normed.abs() * of_through + r * of_mean * mean_through.abs())
+            + 2 * lost * centred.abs()
+            + tiny * (1 + 1 / hidden),
         ),
         "grad_weight": ((weight_variance + of_column_sum(by_weight)).sqrt(), torch.zeros_like(w)),
         "grad_bias": (of_column_sum(by_bias).sqrt(), torch.zeros_like(w)),

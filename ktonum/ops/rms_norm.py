@@ -48,7 +48,8 @@ def _error_model(
     """With r = 1 / rms and the mean m of g w x: y = x r w, ∂x = r g w − x r³ m, ∂w = Σ_rows g x r.
 
     A few roundings an element are its own; those of r, and of m, a row shares. What is stored on the way is no nearer
-    than half the spacing of subnormals, which in float16 small elements among outliers are.
+    than half the spacing of subnormals, which in float16 small elements among outliers are. Autograd of the formula
+    stores r³ m / 2, too, before it is multiplied by 2 x, which may be large.
     """
     a, s = arithmetic.accumulator, unit_roundoff(arithmetic.stored)
     x, w, g = inputs["x"].double(), inputs["weight"].double(), upstream["output"].double()
@@ -57,8 +58,8 @@ def _error_model(
     total = squares.sum(-1, keepdim=True)
     r = (total / hidden + parameters["eps"]).rsqrt()
     fourth = squares.square().sum(-1, keepdim=True)
-    # r errs by half the relative error of Σ x²: of adding it up, and of rounding every square.
-    of_r = (summation_variance(hidden, total, fourth, a) + s**2 * fourth) / total.square() / 4
+    # r errs by half the error of mean(x²), of adding it up and of rounding every square, relative to mean(x²) + ε.
+    of_r = (summation_variance(hidden, total, fourth, a) + s**2 * fourth) * (r.square() / hidden / 2).square()
     shared = 3 * of_r.sqrt() + 3 * s
     products = g * w * x
     mean = products.mean(-1, keepdim=True)
@@ -69,12 +70,15 @@ def _error_model(
     by_weight = g * x * r
     by_weight_squares = by_weight.square()
     tiny = torch.finfo(arithmetic.stored).smallest_normal * s
+    # r³ m / 2 on its way: the terms g w and g w x of the sum, the sum and half of it, times r³, divided by H.
+    of_terms = 3 * (total.sqrt() + hidden**0.5) / 2 + 2
+    lost = tiny * (1 + (1 + of_terms * r**3) / hidden)
     columns = summation_variance(rows, by_weight.sum(0), by_weight_squares.sum(0), a)
     return {
         "output": (2 * s * (x * r * w).abs() + tiny * w.abs(), shared * (x * r * w).abs()),
         "grad_x": (
             3 * s * (direct + through_r * mean.abs()) + tiny * (2 + r),
-            shared * (direct + 3 * through_r * mean.abs()) + through_r * of_mean,
+            shared * (direct + 3 * through_r * mean.abs()) + through_r * of_mean + 2 * lost * x.abs(),
         ),
         "grad_weight": (
             ((by_weight_squares * (9 * of_r + 13 * s**2) + (tiny * g).square()).sum(0) + columns).sqrt(),

@@ -57,13 +57,15 @@ def _error_model(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """σ errs by e^−a's argument and the quotient; ∂a = g b (σ + a σ (1 − σ)) through both its σ, whose error is one.
 
-    What is stored on the way is no nearer than half the spacing of subnormals: in float16, small sigmoids are not.
+    What is stored on the way is no nearer than half the spacing of subnormals: in float16, small sigmoids are not. And
+    where 1 + e^−a overflows, all of σ = 1 / (1 + e^−a) is lost.
     """
     u, s = unit_roundoff(arithmetic.accumulator), unit_roundoff(arithmetic.stored)
     a, b, g = inputs["gate"].double(), inputs["up"].double(), upstream["output"].double()
     sigma = torch.sigmoid(a)
     # Relative error of σ: its exponential's is at most 1 + |a| roundings, and counts as far as it counts in 1 + e^−a.
     of_sigma = u * ((1 - sigma) * (a.abs() + 2) + 2) + s
+    of_sigma = torch.where(sigma * torch.finfo(arithmetic.accumulator).max < 1, of_sigma.clamp(min=1.0), of_sigma)
     silu = a * sigma
     slope = sigma + a.abs() * sigma * (1 - sigma)
     of_slope = (1 + a * (1 - 2 * sigma)).abs() * sigma * of_sigma + 4 * s * slope
