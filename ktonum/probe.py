@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,8 +37,8 @@ class Expectation:
         """The same of ``length`` entries of the first dimension, from ``start`` on."""
         bound = self.bound
         if bound is not None:
-            parts = (t.narrow(0, start, length) for t in (bound.independent, bound.coherent))
-            bound = ErrorBound(*parts, bound.dtype, bound.source)
+            independent, coherent = (t.narrow(0, start, length) for t in (bound.independent, bound.coherent))
+            bound = replace(bound, independent=independent, coherent=coherent)
         return Expectation(self.expected.narrow(0, start, length), bound, self.scale)
 
     def tolerance(self) -> Tensor:
@@ -46,8 +46,8 @@ class Expectation:
         flat = self.expected.detach().double().reshape(-1)
         if self.bound is None:
             return torch.zeros_like(flat).view(self.expected.shape)
-        parts = (t.detach().double().reshape(-1) for t in (self.bound.independent, self.bound.coherent))
-        granted = _granted(flat, *parts, self.bound, confidence(flat.numel()), self.scale)
+        own, shared = (t.detach().double().reshape(-1) for t in (self.bound.independent, self.bound.coherent))
+        granted = _granted(flat, own, shared, self.bound, confidence(flat.numel()), self.scale)
         return granted.view(self.expected.shape)
 
     def agrees(self, actual: Tensor) -> Tensor:

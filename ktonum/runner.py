@@ -106,13 +106,14 @@ def _localised(
     """Where each failing tensor is wrong, the worst first."""
     uses = [(max((m.use for m in found if not m.within), default=0.0), probe) for probe, found in measured]
     failing = sorted((pair for pair in uses if pair[0] > 0), key=lambda pair: -pair[0])
+    upstream = {f"upstream_{k}": float(v) for k, v in context.upstream.items() if v.numel() == 1}
     inputs = {k: v for k, v in context.inputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
     return tuple(
         localise(
             probe,
             standard,
             dims=context.case.point.dims,
-            parameters=context.parameters,
+            constants={**context.parameters, **upstream},
             tensors={**inputs, **context.oracle.tensors()},
         )
         for _, probe in failing

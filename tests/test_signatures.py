@@ -68,7 +68,7 @@ LAST_TILE = (slice(None), slice(32, None))
 EVERYWHERE, LAST_ROW = "everywhere", "row 4"
 LOOKS = [
     (EVERYWHERE, "sign flipped", lambda t: -t),
-    (EVERYWHERE, "scaled by 2 = 2", lambda t: 2 * t),
+    (EVERYWHERE, "scaled by 2", lambda t: 2 * t),
     (EVERYWHERE, "scaled by 1/2 = 0.5", lambda t: t / 2),
     (EVERYWHERE, "scaled by 1/B = 0.2", lambda t: t / 5),
     (EVERYWHERE, "scaled by beta = 0.3", lambda t: t * 0.3),

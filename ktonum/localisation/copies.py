@@ -57,8 +57,7 @@ def misplaced(part: Part) -> str | None:
             return f"reversed along dim {dim}"
         order = _order(actual, expected, dim)
         if order is not None and fits(part, expected.index_select(dim, order)):
-            repeats = len(set(order.tolist())) < size
-            return f"indices along dim {dim} {'taken from elsewhere' if repeats else 'permuted'}: {_listed(order)}"
+            return f"indices along dim {dim} permuted: {_listed(order)}"
     if actual.dim() >= 2 and min(actual.shape[-2:]) > 1 and fits(part, expected.mT.reshape(expected.shape)):
         return "transposed in its last two dims"
     return None
@@ -81,12 +80,13 @@ def _fits_inside(part: Part, dim: int, shift: int) -> bool:
 
 
 def _order(actual: Tensor, expected: Tensor, dim: int) -> Tensor | None:
-    """For each slice of ``actual`` the nearest of ``expected``; None where slices are single numbers, or too many."""
+    """For each slice of ``actual`` the nearest of ``expected``; None for single numbers, or no permutation."""
     size = actual.shape[dim]
     if size > _MOST_SLICES or actual.numel() < 2 * size:
         return None
-    rows = [t.movedim(dim, 0).reshape(size, -1) for t in (actual, expected)]
-    return torch.cdist(*rows).argmin(1)
+    mine, right = (t.movedim(dim, 0).reshape(size, -1) for t in (actual, expected))
+    order = torch.cdist(mine, right).argmin(1)
+    return order if len(set(order.tolist())) == size else None
 
 
 def _listed(order: Tensor) -> str:

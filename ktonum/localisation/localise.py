@@ -26,7 +26,7 @@ def localise(
     standard: str,
     *,
     dims: Mapping[str, int],
-    parameters: Mapping[str, object],
+    constants: Mapping[str, object],
     tensors: Mapping[str, Tensor],
 ) -> Localisation:
     """Where a failing probe's tensor is wrong, and what that looks like. Never raises: it says what went wrong.
@@ -34,16 +34,14 @@ def localise(
     Args:
         probe: One that some measurement of fails.
         standard: What it is held to.
-        dims: The case's sizes by name: dims of the tensor are called by them, and constants may be made of them.
-        parameters: The case's parameters; numbers among them may make a constant, too.
+        dims: The case's sizes by name: dims of the tensor are called by them, and factors may be made of them.
+        constants: What else a factor may be made of, where it is a number: parameters, upstream gradients.
         tensors: Other tensors of the case, one of which may explain the error.
     """
     try:
         if probe.expectation is None:
             return Localisation(probe.name, "not told: this check compares no single tensor", "")
-        numbers = {
-            k: float(v) for k, v in parameters.items() if isinstance(v, (int, float)) and not isinstance(v, bool)
-        }
+        numbers = {k: float(v) for k, v in constants.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         return localise_tensor(
             probe.name,
             probe.actual,
@@ -82,15 +80,20 @@ def localise_tensor(
     tolerance, agrees = expectation.tolerance(), expectation.agrees(actual)
     a, e = actual.double(), expectation.expected.detach().double()
     exceeding = ~((a - e).abs() <= tolerance) & ~agrees  # NaN compares false
-    place = find_place(exceeding, _dim_names(actual.shape, dims or {}))
-    dtype = actual.dtype if actual.is_floating_point() else torch.float64
+    # A zero that should be one shows no scaling, shift or sign.
+    place = find_place(exceeding, _dim_names(actual.shape, dims or {}), free=(a == 0) & (e == 0))
+    if actual.dtype == torch.bool:
+        too_many = int((exceeding & (a > e)).sum())
+        looks = ((too_many, "where none should be"), (int(exceeding.sum()) - too_many, "missing"))
+        return Localisation(name, place.words, ", ".join(f"{count} {words}" for count, words in looks if count))
     # An equality grants nothing; a fitted pattern is rounded all the same.
-    tolerance = torch.maximum(tolerance, spacing(e.nan_to_num(0.0, 0.0, 0.0), dtype).view(e.shape) / 2)
+    stored = actual.dtype if actual.is_floating_point() else torch.float64
+    tolerance = torch.maximum(tolerance, spacing(e.nan_to_num(0.0, 0.0, 0.0), stored).view(e.shape) / 2)
     # Where both are the same and not finite there is nothing to explain.
     strange = agrees & ~(a.isfinite() & e.isfinite())
     a, e = (torch.where(strange, 0.0, t) for t in (a, e))
     same_shape = {k: v.detach() for k, v in (others or {}).items() if v.shape == a.shape}
-    part = Part(a, e, tolerance, exceeding, dtype, sizes=constants or {}, others=same_shape)
+    part = Part(a, e, tolerance, exceeding, actual.dtype, sizes=constants or {}, others=same_shape)
     if not place.everywhere:
         part = replace(
             part,

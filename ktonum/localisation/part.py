@@ -48,6 +48,11 @@ class Part:
         return self.actual - self.expected
 
     @property
+    def stored(self) -> torch.dtype:
+        """The tensor's dtype, or one that holds integers of any size that matters."""
+        return self.dtype if self.dtype.is_floating_point else torch.float64
+
+    @property
     def count(self) -> int:
         """How many elements there are."""
         return self.actual.numel()
@@ -55,7 +60,7 @@ class Part:
     def granted(self, pattern: Tensor) -> Tensor:
         """The tolerance where ``pattern`` stands for the expected values: rounding scales with them."""
         size = torch.where(self.expected == 0, 1.0, (pattern / self.expected).abs()).clamp(min=1.0)
-        own = spacing(pattern, self.dtype).view(pattern.shape) / 2
+        own = spacing(pattern, self.stored).view(pattern.shape) / 2
         return torch.maximum(self.tolerance * size.nan_to_num(posinf=1.0), own)
 
 

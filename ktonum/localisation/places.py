@@ -50,9 +50,14 @@ class _Along:
 
     indices: tuple[int, ...]
     words: str = ""
+    listed: bool = False
 
 
-def find_place(exceeding: Tensor, names: Sequence[str] = ()) -> Place:
+def _any(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return tensor.any(dim=dims) if dims else tensor
+
+
+def find_place(exceeding: Tensor, names: Sequence[str] = (), free: Tensor | None = None) -> Place:
     """The shape of a set of elements.
 
     A gap at an end of a dim that is no longer than the longest gap inside is taken for part of the set: some elements
@@ -61,6 +66,8 @@ def find_place(exceeding: Tensor, names: Sequence[str] = ()) -> Place:
     Args:
         exceeding: True for each element of the set; any shape.
         names: How dims are called, one for each; ``dim 0`` and so on by default.
+        free: True for elements that no error could show in, such as zeros of masked tokens; a dim of which nothing else
+            is left counts as filled.
     """
     shape, count = exceeding.shape, int(exceeding.sum())
     whole = tuple(tuple(range(size)) for size in shape)
@@ -74,20 +81,26 @@ def find_place(exceeding: Tensor, names: Sequence[str] = ()) -> Place:
         words = "the only element" if exceeding.numel() == 1 else f"element {index}"
         return Place(words, tuple((i,) for i in index), exceeding.numel() == 1)
     others = [tuple(o for o in range(len(shape)) if o != d) for d in range(len(shape))]
-    touched = [exceeding.any(dim=o) if o else exceeding for o in others]
+    touched = [_any(exceeding, o) for o in others]
+    if free is not None:
+        shown = [_any(~free, o) for o in others]
+        touched = [torch.ones_like(t) if bool((t | ~s).all()) else t for t, s in zip(touched, shown, strict=True)]
     along = [_along(t.nonzero().flatten().tolist(), shape[d], called[d]) for d, t in enumerate(touched)]
     indices = tuple(a.indices for a in along)
+    inside = Place("", indices, False)
     size = math.prod(len(kept) for kept in indices)
+    if free is not None:
+        size -= int((inside.of(free) & ~inside.of(exceeding)).sum())
     series = _series(exceeding.reshape(-1).nonzero().flatten().tolist(), exceeding.numel())
     everywhere = indices == whole
     if len(shape) > 1 and series is not None and 2 * count < size:
         return Place(f"{series} in memory", indices, everywhere)
     if count <= _LISTED and count < size:
         words = f"elements {', '.join(str(i) for i in exceeding.nonzero().tolist())}"
-    elif 2 * count >= size:
+    elif 2 * count >= size and not (len(shape) == 1 and along[0].listed):
         words = "everywhere" if everywhere else _joined(along, shape)
     else:
-        among = "" if everywhere else f", within {_joined(along, shape)}"
+        among = "" if everywhere or len(shape) == 1 else f", within {_joined(along, shape)}"
         words = f"scattered: {count} of {exceeding.numel()} elements{among}"
     return Place(words, indices, everywhere)
 
@@ -118,13 +131,15 @@ def _along(found: list[int], size: int, name: str) -> _Along:
         stop = size if size - stop <= gap else stop
         return _Along(tuple(range(start, stop)), _run(start, stop, size, name))
     listed = ", ".join(map(str, found[:_LISTED])) + ", ..." * (len(found) > _LISTED)
-    return _Along(tuple(found), f"{len(found)} of {size} indices along {name}: {listed}")
+    return _Along(tuple(found), f"{len(found)} of {size} indices along {name}: {listed}", listed=True)
 
 
 def _run(start: int, stop: int, size: int, name: str) -> str:
     """Indices in a row; tiles begin at a multiple of their size, or at the end of what whole ones cover."""
     if (start, stop) == (0, size):
         return ""
+    if stop == size and 2 * start < size:
+        return f"from {start} on along {name}"
     if stop == size:
         return f"the last tile along {name}, from {start} on"
     if start == 0:

@@ -38,6 +38,8 @@ def named_constants(value: float, uncertainty: float, sizes: Mapping[str, float]
 def _constants(sizes: Mapping[str, float]) -> Iterator[tuple[str, float]]:
     for number, name in ((2.0, "2"), (0.5, "1/2"), (1.5, "3/2"), (4.0, "4"), (0.25, "1/4")):
         yield name, number
+    for exponent in (*range(-16, -2), *range(3, 17)):
+        yield f"2^{exponent}", 2.0**exponent
     for name, size in sizes.items():
         if size in (0.0, 1.0, -1.0):
             continue
@@ -66,8 +68,9 @@ def scaled(part: Part) -> str | None:
     factor = float((part.actual * part.expected).sum()) / norm
     if abs(factor) == 0.0 or not fits(part, factor * part.expected):
         return None
-    roundings = part.tolerance + spacing(part.actual, part.dtype).view(part.actual.shape) / 2
-    uncertainty = float((roundings * part.expected.abs()).sum()) / norm
+    roundings = part.tolerance + spacing(part.actual, part.stored).view(part.actual.shape) / 2
+    by_element = roundings * part.expected.abs() / norm
+    uncertainty = min(float(by_element.sum()), confidence() * float(by_element.norm()))
     if abs(factor + 1) <= uncertainty:
         return "sign flipped"
     if part.count == 1:
@@ -82,7 +85,8 @@ def _times(factor: float, uncertainty: float, sizes: Mapping[str, float]) -> str
     names = named_constants(factor, uncertainty, sizes)
     negative = () if names else named_constants(-factor, uncertainty, sizes)
     called = " or ".join(names) or " or ".join(f"-{name}" for name in negative)
-    return f"scaled by {called} = {factor:.4g}" if called else f"scaled by {factor:.6g}"
+    number = f"{factor:.4g}" if called else f"{factor:.6g}"
+    return f"scaled by {called} = {number}" if called not in ("", number) else f"scaled by {number}"
 
 
 def scaled_by_slices(part: Part) -> str | None:

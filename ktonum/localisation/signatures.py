@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
 from ktonum.localisation.copies import misplaced, repeated
 from ktonum.localisation.part import Part
 from ktonum.localisation.roundings import narrow, rounding_sized
@@ -38,13 +36,16 @@ _SIGNATURES: tuple[Callable[[Part], str | None], ...] = (
     rounding_sized,
 )
 
+_OF_INTEGERS = tuple(s for s in _SIGNATURES if s not in (narrow, biased, rounding_sized))
+
 
 def look_of(part: Part) -> str:
     """In words what a part's error looks like; where no pattern explains it, its norm, its bias and its largest."""
     finite = part.actual.isfinite() & part.expected.isfinite()
     if not bool(finite.all()):
         return _not_finite(part)
-    for signature in _SIGNATURES:
+    floating = part.dtype.is_floating_point
+    for signature in _SIGNATURES if floating else _OF_INTEGERS:
         found = signature(part)
         if found is not None:
             return found
@@ -53,12 +54,12 @@ def look_of(part: Part) -> str:
 
 def _not_finite(part: Part) -> str:
     counts = [
-        (int((test(part.actual) & part.exceeding).sum()), words)
-        for test, words in (
-            (torch.isnan, "NaN"),
-            (torch.isposinf, "infinity"),
-            (torch.isneginf, "minus infinity"),
-            (torch.isfinite, "a number where none should be"),
+        (int((mask & part.exceeding).sum()), words)
+        for mask, words in (
+            (part.actual.isnan(), "NaN"),
+            (part.actual.isposinf(), "infinity"),
+            (part.actual.isneginf(), "minus infinity"),
+            (part.actual.isfinite() & ~part.expected.isfinite(), "a number where none should be"),
         )
     ]
     found = [f"{words} in {count} of {part.count} elements" for count, words in counts if count]
