@@ -94,6 +94,12 @@ class Localisation:
     where: str
     looks_like: str
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """For a reader: a line that says where, and one of what it looks like unless that cannot be told."""
+        look = (f"{self.tensor} looks like: {self.looks_like}",) if self.looks_like else ()
+        return (f"{self.tensor} where: {self.where}", *look)
+
 
 @dataclass(frozen=True)
 class CheckResult:

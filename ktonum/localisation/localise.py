@@ -81,7 +81,8 @@ def localise_tensor(
     a, e = actual.double(), expectation.expected.detach().double()
     exceeding = ~((a - e).abs() <= tolerance) & ~agrees  # NaN compares false
     # A zero that should be one shows no scaling, shift or sign.
-    place = find_place(exceeding, _dim_names(actual.shape, dims or {}), free=(a == 0) & (e == 0))
+    free = (a == 0) & (e == 0) if actual.is_floating_point() else None
+    place = find_place(exceeding, _dim_names(actual.shape, dims or {}), free)
     if actual.dtype == torch.bool:
         too_many = int((exceeding & (a > e)).sum())
         looks = ((too_many, "where none should be"), (int(exceeding.sum()) - too_many, "missing"))

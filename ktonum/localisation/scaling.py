@@ -19,6 +19,7 @@ __all__ = [
     "scaled",
     "scaled_by_slices",
     "shifted",
+    "superfluous",
     "without_sign",
 ]
 
@@ -60,6 +61,13 @@ def missing(part: Part) -> str | None:
     return None
 
 
+def superfluous(part: Part) -> str | None:
+    """Something where zero should be, everywhere."""
+    if bool(part.exceeding.any()) and not bool(part.expected.any()):
+        return f"something where zero should be, up to {float(part.error.abs().amax()):.3g}"
+    return None
+
+
 def scaled(part: Part) -> str | None:
     """A constant times what should be there."""
     norm = float(part.expected.square().sum())
@@ -74,10 +82,10 @@ def scaled(part: Part) -> str | None:
     if abs(factor + 1) <= uncertainty:
         return "sign flipped"
     if part.count == 1:
-        off = float(part.error.sum())
-        return f"{float(part.actual.sum()):.6g} instead of {float(part.expected.sum()):.6g}: off by {off:.3g}, or " + (
-            _times(factor, uncertainty, part.sizes)
-        )
+        found = f"{float(part.actual.sum()):.6g} instead of {float(part.expected.sum()):.6g}"
+        found += f": off by {float(part.error.sum()):.3g}"
+        # A difference that six digits do not show is no factor worth a name.
+        return found if f"{factor:.6g}" == "1" else f"{found}, or {_times(factor, uncertainty, part.sizes)}"
     return _times(factor, uncertainty, part.sizes)
 
 

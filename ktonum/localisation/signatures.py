@@ -15,6 +15,7 @@ from ktonum.localisation.scaling import (
     scaled,
     scaled_by_slices,
     shifted,
+    superfluous,
     without_sign,
 )
 
@@ -23,6 +24,7 @@ __all__ = ["look_of"]
 #: In this order: each explains what those before it leave, and the simplest comes first.
 _SIGNATURES: tuple[Callable[[Part], str | None], ...] = (
     missing,
+    superfluous,
     narrow,
     scaled,
     clipped,

@@ -32,7 +32,9 @@ __all__ = [
 ]
 
 STANDARDS = ("precise", "eager")
-_CASE = re.compile(r"(?P<op>[^\[]+)\[(?P<dims>.*)\]-(?P<dtype>[a-z0-9]+)-(?P<device>cpu|cuda)(-(?P<distribution>.*))?")
+# Of how many failing tensors a finding says where they are wrong; a result has all of them.
+_TENSORS_SHOWN = 2
+_CASE = re.compile(r"(?P<op>[^\[]+)\[(?P<dims>.*)\]-(?P<dtype>[a-z0-9]+)-(?P<device>cpu|cuda)(-(?P<distribution>.*?))?(?P<offset>\+\d+)?")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class CaseName:
     dtype: str
     device: str
     distribution: str
+    offset: str = ""
 
     @classmethod
     def read(cls, name: str) -> CaseName:
@@ -51,12 +54,13 @@ class CaseName:
         match = _CASE.fullmatch(name)
         if match is None:
             return cls("", name, "", "", "")
-        return cls(match["op"], match["dims"], match["dtype"], match["device"], match["distribution"] or "")
+        return cls(match["op"], match["dims"], match["dtype"], match["device"], match["distribution"] or "", match["offset"] or "")
 
     @property
     def short(self) -> str:
-        """Dtype, dims and, if it is not the normal one, distribution."""
+        """Dtype, dims and, if they are not the usual ones, distribution and offset of the seed."""
         tail = f" ({self.distribution})" if self.distribution else ""
+        tail += f" {self.offset}" if self.offset else ""
         return f"{self.dtype} {self.dims}{tail}".strip()
 
 
@@ -221,6 +225,7 @@ def _failure(check: str, failed: Sequence[CheckResult], asked: Sequence[CheckRes
         r = max(here, key=_use)
         of = sum(CaseName.read(a.case).dtype == dtype for a in asked)
         lines.append(f"{dtype or 'case'}: {len(here)} of {of} cases; worst {_sentence(r)}")
+        lines += [f"  {line}" for found in r.localisations[:_TENSORS_SHOWN] for line in found.lines]
     return Finding(check, f"{check} fails on {_share(failed, asked)}", tuple(lines), worst)
 
 
