@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ktonum.audit_plan import load_op as load_op
     from ktonum.auditing import audit as audit
     from ktonum.auditing import audit_case as audit_case
     from ktonum.cases import Case as Case
@@ -57,6 +58,7 @@ _HOME = {
     "compare": "comparison",
     "edge_points": "edge_dims",
     "gradcheck": "gradient_check.gradcheck",
+    "load_op": "audit_plan",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

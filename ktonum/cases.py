@@ -75,7 +75,10 @@ class Case:
 
     @property
     def name(self) -> str:
-        """E.g. ``kto[B=4,T=33,H=40,V=97,beta=0.3]-bf16-cpu``; then a distribution that is not ``normal``, and ``+1`` for an offset."""
+        """E.g. ``kto[B=4,T=33,H=40,V=97,beta=0.3]-bf16-cpu``; the distribution appears when it is not ``normal``.
+
+        An offset comes last, as ``+1``.
+        """
         parts = [f"{k}={v}" for k, v in (*self.point.dims.items(), *self.point.parameters.items())]
         tail = "" if self.point.distribution == "normal" else f"-{self.point.distribution}"
         tail += f"+{self.offset}" if self.offset else ""

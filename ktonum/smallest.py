@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from ktonum.auditing import audit_case
 from ktonum.cases import Case
 from ktonum.op import Op
 from ktonum.results import CheckResult, Verdict
-from ktonum.runner import check_named, run_check_once
 
 __all__ = ["MOST_RUNS", "SmallestCase", "fails_with", "reduced", "smallest_case"]
 
@@ -33,7 +33,15 @@ class SmallestCase:
     exhausted: bool
 
 
-def smallest_case(op: Op, case: Case, check: str, tensor: str, *, standard: str = "precise") -> SmallestCase:
+def smallest_case(
+    op: Op,
+    case: Case,
+    check: str,
+    tensor: str,
+    *,
+    standard: str = "precise",
+    on_smaller: Callable[[Case], None] | None = None,
+) -> SmallestCase:
     """Reduce a case that fails, as long as the same check fails on the same tensor.
 
     Args:
@@ -42,10 +50,14 @@ def smallest_case(op: Op, case: Case, check: str, tensor: str, *, standard: str 
         check: The check's name.
         tensor: The tensor's name; its first word counts, for others may name sizes.
         standard: The standard that decides.
+        on_smaller: Called with each smaller case that fails.
     """
 
     def fails(smaller: Case) -> bool:
-        return fails_with(run_check_once(check_named(op, smaller, check), op, smaller, standard), tensor)
+        failed = fails_with(audit_case(op, smaller, check, standard=standard), tensor)
+        if failed and on_smaller is not None:
+            on_smaller(smaller)
+        return failed
 
     return reduced(case, fails)
 
@@ -69,17 +81,17 @@ def reduced(case: Case, fails: Callable[[Case], bool], *, most_runs: int = MOST_
     further ones are tried.
     """
     runs = 0
-    tried = {case}
+    tried = {case.name}
     for offset in _OFFSETS:
         shrunk = True
         while shrunk:
             shrunk = False
             for smaller in _smaller(case, offset):
-                if smaller in tried:
+                if smaller.name in tried:
                     continue
                 if runs == most_runs:
                     return SmallestCase(case, runs, True)
-                tried.add(smaller)
+                tried.add(smaller.name)
                 runs += 1
                 if fails(smaller):
                     case, shrunk = smaller, True

@@ -125,7 +125,7 @@ FOUND = (
     Found("rms_norm", "output truncated to bf16", "forward", "y", "", TRUNCATED),
     Found("rms_norm", "gradients truncated to bf16", "gradients", "grad_x", "", TRUNCATED),
     Found("rms_norm", "rows normalised in bf16", "forward", "y", EVERYWHERE, "low precision", ("fp32",)),
-    Found("rms_norm", "upstream gradient scaled in place", "unmodified", "upstream_y", EVERYWHERE, "scaled by 1/2 = 0.5"),
+    Found("rms_norm", "upstream gradient scaled in place", "unmodified", "upstream_y", EVERYWHERE, "scaled by 1/2"),
     Found("rms_norm", "gradient a little short", "bias", "grad_x", EVERYWHERE, "scaled by 0.999", ("fp32",)),
     Found(
         "rms_norm", "gradient doubled by a second backward", "graph", "grad_x of a second", EVERYWHERE, "scaled by 2"

@@ -34,7 +34,9 @@ __all__ = [
 STANDARDS = ("precise", "eager")
 # Of how many failing tensors a finding says where they are wrong; a result has all of them.
 _TENSORS_SHOWN = 2
-_CASE = re.compile(r"(?P<op>[^\[]+)\[(?P<dims>.*)\]-(?P<dtype>[a-z0-9]+)-(?P<device>cpu|cuda)(-(?P<distribution>.*?))?(?P<offset>\+\d+)?")
+_CASE = re.compile(
+    r"(?P<op>[^\[]+)\[(?P<dims>.*)\]-(?P<dtype>[a-z0-9]+)-(?P<device>cpu|cuda)(-(?P<distribution>.*?))?(?P<offset>\+\d+)?"
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,14 @@ class CaseName:
         match = _CASE.fullmatch(name)
         if match is None:
             return cls("", name, "", "", "")
-        return cls(match["op"], match["dims"], match["dtype"], match["device"], match["distribution"] or "", match["offset"] or "")
+        return cls(
+            match["op"],
+            match["dims"],
+            match["dtype"],
+            match["device"],
+            match["distribution"] or "",
+            match["offset"] or "",
+        )
 
     @property
     def short(self) -> str:
