@@ -31,14 +31,14 @@ def write_reproductions(
         failures: Results that fail an audit.
         cases: Cases by name.
         source: Where the op comes from.
-        folder: Made if it is not there.
+        folder: Made if it is not there and something failed.
         timeout: Seconds for the search for a smaller case; None for no limit.
 
     Yields:
         The file, and in words how its case was found.
     """
-    folder.mkdir(exist_ok=True)
     for failure in distinct(failures, cases):
+        folder.mkdir(exist_ok=True)
         case, tensor, words = cases[failure.case], _tensor(failure), "not reduced"
         if failure.verdict is Verdict.FAIL:
             case, words = reduce_elsewhere(source, case, failure.check, tensor, timeout=timeout)

@@ -71,6 +71,7 @@ ORDER = (
     "ktonum.reproductions",
     "ktonum.audit_process",
     "ktonum.pytest_items",
+    "ktonum.report.case_names",
     "ktonum.report.summary",
     "ktonum.report.*",
     "ktonum.report",

@@ -5,12 +5,12 @@ A leaf like `ktonum.results`: text and numbers, neither torch nor a terminal.
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ktonum.cases import DTYPES
+from ktonum.report.case_names import CaseName
 from ktonum.results import CheckResult, Measurement, Power, Report, Verdict
 
 __all__ = [
@@ -34,43 +34,6 @@ __all__ = [
 STANDARDS = ("precise", "eager")
 # Of how many failing tensors a finding says where they are wrong; a result has all of them.
 _TENSORS_SHOWN = 2
-_CASE = re.compile(
-    r"(?P<op>[^\[]+)\[(?P<dims>.*)\]-(?P<dtype>[a-z0-9]+)-(?P<device>cpu|cuda)(-(?P<distribution>.*?))?(?P<offset>\+\d+)?"
-)
-
-
-@dataclass(frozen=True)
-class CaseName:
-    """A case's name taken apart; a name of another form is all ``dims``."""
-
-    op: str
-    dims: str
-    dtype: str
-    device: str
-    distribution: str
-    offset: str = ""
-
-    @classmethod
-    def read(cls, name: str) -> CaseName:
-        """The parts of ``Case.name``."""
-        match = _CASE.fullmatch(name)
-        if match is None:
-            return cls("", name, "", "", "")
-        return cls(
-            match["op"],
-            match["dims"],
-            match["dtype"],
-            match["device"],
-            match["distribution"] or "",
-            match["offset"] or "",
-        )
-
-    @property
-    def short(self) -> str:
-        """Dtype, dims and, if they are not the usual ones, distribution and offset of the seed."""
-        tail = f" ({self.distribution})" if self.distribution else ""
-        tail += f" {self.offset}" if self.offset else ""
-        return f"{self.dtype} {self.dims}{tail}".strip()
 
 
 @dataclass(frozen=True)
