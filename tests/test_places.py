@@ -76,4 +76,4 @@ def test_scattered_elements_are_no_tile() -> None:
 
 def test_no_element_is_no_place() -> None:
     place = find_place(torch.zeros(3, 4, dtype=torch.bool))
-    assert place.words.startswith("in no element alone") and place.everywhere
+    assert place.words.startswith("all of them together") and place.everywhere

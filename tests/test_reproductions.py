@@ -11,7 +11,9 @@ import pytest
 from test_cli import ROOT, audit, run
 from throwaway_ops import write_ops
 
+import ktonum
 from ktonum.cases import Case, Point
+from ktonum.errors import UsageError
 from ktonum.reduction_process import Source, reduce_elsewhere
 from ktonum.reproductions import distinct
 from ktonum.results import CheckResult, Localisation, Verdict
@@ -71,6 +73,16 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, folder: str, wo
     (tmp_path / "file").write_text("", encoding="utf-8")
     status, _, err = run(tmp_path, "audit", "throwaway.py:right", "--reproductions", folder)
     assert status == 2 and words in err and len(err.splitlines()) == 1
+
+
+def test_one_check_of_one_case_by_public_names(tmp_path: Path) -> None:
+    op = ktonum.load_op(f"{write_ops(tmp_path)}:wrong", candidate=f"{tmp_path / 'throwaway.py'}:right_")
+    (case,) = (c for c in op.cases(profile="quick", dtypes=["fp32"], device="cpu") if c.point.dims["N"] == 4)
+    assert ktonum.audit_case(op, case, "gradients").verdict is Verdict.PASS
+    with pytest.raises(UsageError, match="no check 'gradient' applies"):
+        ktonum.audit_case(op, case, "gradient")
+    with pytest.raises(UsageError, match=r"has 8 ops: name one of them as .*throwaway.py:NAME"):
+        ktonum.load_op(str(tmp_path / "throwaway.py"))
 
 
 CASES = {c.name: c for n in (7, 3) for c in (Case("op", Point({"N": n}), "fp32", "cpu"),)}

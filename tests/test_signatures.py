@@ -77,6 +77,7 @@ LOOKS = [
     (EVERYWHERE, "scaled by 1.0123", lambda t: t * 1.0123),
     (EVERYWHERE, "shifted by 0.75", lambda t: t + 0.75),
     (EVERYWHERE, "missing: zero", torch.zeros_like),
+    (EVERYWHERE, "missing: next to zero", lambda t: t * 1e-12),
     (LAST_ROW, "missing: zero", put(4, lambda t: 0.0)),
     (LAST_ROW, "scaled by 1/2 = 0.5", put(4, lambda t: t[4] / 2)),
     (LAST_ROW, "stale or repeated: what belongs at 3 along dim 0", put(4, lambda t: t[3])),
@@ -168,7 +169,7 @@ def test_a_right_tensor_has_no_place(dtype: torch.dtype) -> None:
     expected = drawn(5, 40)
     expected[0, :2] = torch.tensor([torch.nan, torch.inf])
     found = located(lambda t: t, expected=expected, dtype=dtype)
-    assert found.where.startswith("in no element alone") and found.looks_like.startswith("no known pattern"), found
+    assert found.where.startswith("all of them together") and found.looks_like.startswith("no known pattern"), found
 
 
 def test_what_must_be_equal_grants_nothing() -> None:

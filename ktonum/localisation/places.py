@@ -72,7 +72,7 @@ def find_place(exceeding: Tensor, names: Sequence[str] = (), free: Tensor | None
     shape, count = exceeding.shape, int(exceeding.sum())
     whole = tuple(tuple(range(size)) for size in shape)
     if count == 0:
-        return Place("in no element alone: none exceeds its own bound, all of them together do", whole, True)
+        return Place("all of them together: no element exceeds its own bound", whole, True)
     if not shape:
         return Place("the only element", whole, True)
     called = [names[d] if d < len(names) and names[d] else f"dim {d}" for d in range(len(shape))]

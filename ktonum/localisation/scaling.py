@@ -79,6 +79,8 @@ def scaled(part: Part) -> str | None:
     roundings = part.tolerance + spacing(part.actual, part.stored).view(part.actual.shape) / 2
     by_element = roundings * part.expected.abs() / norm
     uncertainty = min(float(by_element.sum()), confidence() * float(by_element.norm()))
+    if abs(factor) <= uncertainty:
+        return "missing: next to zero instead of what should be there"
     if abs(factor + 1) <= uncertainty:
         return "sign flipped"
     if part.count == 1:
