@@ -204,6 +204,20 @@ def test_right_tensors_are_not_localised(op: Op) -> None:
         assert run_check(check_named(op, case, name), context).localisations == ()
 
 
+def _one_wrong_element(gradient: Tensor) -> Tensor:
+    changed = gradient.clone()
+    changed[3, 5] += 0.25
+    return changed
+
+
+def test_finite_differences_say_where_too() -> None:
+    one, all_of_them = (softmax_loss_with(gradient={"x": change}) for change in (_one_wrong_element, times(1.5)))
+    (found,) = failing(SOFTMAX_LOSS, one, "gradcheck", "fp64").localisations
+    assert found == Localisation("grad_x", "element [3, 5]", "off by 0.25 from the finite difference")
+    (found,) = failing(SOFTMAX_LOSS, all_of_them, "gradcheck", "fp64").localisations
+    assert found.tensor == "grad_x" and found.where.startswith("spread over many elements")
+
+
 def test_only_failing_tensors_are_localised() -> None:
     result = failing(RMS_NORM, rms_norm_with(gradient={"weight": times(0.5)}), "gradients", "fp32")
     assert [found.tensor for found in result.localisations] == ["grad_weight"]
