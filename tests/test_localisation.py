@@ -211,11 +211,10 @@ def _one_wrong_element(gradient: Tensor) -> Tensor:
 
 
 def test_finite_differences_say_where_too() -> None:
-    one, all_of_them = (softmax_loss_with(gradient={"x": change}) for change in (_one_wrong_element, times(1.5)))
-    (found,) = failing(SOFTMAX_LOSS, one, "gradcheck", "fp64").localisations
-    assert found == Localisation("grad_x", "element [3, 5]", "off by 0.25 from the finite difference")
-    (found,) = failing(SOFTMAX_LOSS, all_of_them, "gradcheck", "fp64").localisations
-    assert found.tensor == "grad_x" and found.where.startswith("spread over many elements")
+    candidate = softmax_loss_with(gradient={"x": _one_wrong_element})
+    (found,) = failing(SOFTMAX_LOSS, candidate, "gradcheck", "fp64").localisations
+    words = ("element [3, 5], and perhaps others", "off by 0.25 from the finite difference")
+    assert found == Localisation("grad_x", *words)
 
 
 def test_only_failing_tensors_are_localised() -> None:

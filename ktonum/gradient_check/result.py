@@ -184,13 +184,13 @@ class GradcheckResult:
         )
 
     def _localised(self, names: Sequence[str]) -> tuple[Localisation, ...]:
-        """Differences see a direction at a time: an element where halving it found one, and otherwise the input."""
+        """Differences see a direction at a time: where halving it ended at an element, that one, else the input."""
         if self.verdict is not Verdict.FAIL or self.worst_input is None:
             return ()
         name = f"grad_{names[self.worst_input]}"
         if self.worst_index is None or self.wrong_by is None:
             return (Localisation(name, "spread over many elements: no single one stands out", ""),)
-        where = f"element {list(self.worst_index)}" if self.worst_index else "the only element"
+        where = f"element {list(self.worst_index)}, and perhaps others" if self.worst_index else "the only element"
         return (Localisation(name, where, f"off by {self.wrong_by:.4g} from the finite difference"),)
 
     def summary(self) -> str:
