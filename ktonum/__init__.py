@@ -9,7 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ktonum.audit_plan import load_op as load_op
     from ktonum.auditing import audit as audit
+    from ktonum.auditing import audit_case as audit_case
     from ktonum.cases import Case as Case
     from ktonum.cases import Point as Point
     from ktonum.comparison import Comparison as Comparison
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from ktonum.op import Law as Law
     from ktonum.op import Op as Op
     from ktonum.results import CheckResult as CheckResult
+    from ktonum.results import Localisation as Localisation
     from ktonum.results import Measurement as Measurement
     from ktonum.results import Power as Power
     from ktonum.results import Report as Report
@@ -41,6 +44,7 @@ _HOME = {
     "InputError": "errors",
     "KtonumError": "errors",
     "Law": "op",
+    "Localisation": "results",
     "Measurement": "results",
     "Op": "op",
     "Point": "cases",
@@ -50,9 +54,11 @@ _HOME = {
     "Verdict": "results",
     "assert_within": "tolerances",
     "audit": "auditing",
+    "audit_case": "auditing",
     "compare": "comparison",
     "edge_points": "edge_dims",
     "gradcheck": "gradient_check.gradcheck",
+    "load_op": "audit_plan",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

@@ -13,11 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ktonum.audit_plan import AuditPlan, AuditSettings, make_plan
 from ktonum.errors import UsageError
 from ktonum.results import CheckResult, Report, Verdict
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["AuditRequest", "audit_command"]
 
@@ -34,6 +37,7 @@ class AuditRequest:
         op: The op as the user called it.
         workers: ``auto`` or a number.
         json, html, junit: Files to write; None for none.
+        reproductions: A folder to write a script in for each failure; None for none.
         strict: Whether INCONCLUSIVE fails.
         timeout: Seconds a worker may take over an item; 0 for no limit.
     """
@@ -44,6 +48,7 @@ class AuditRequest:
     json: str | None = None
     html: str | None = None
     junit: str | None = None
+    reproductions: str | None = None
     strict: bool = False
     timeout: float = 600.0
 
@@ -60,6 +65,8 @@ class AuditRequest:
         for option, path in (("--json", self.json), ("--html", self.html), ("--junit", self.junit)):
             if path is not None:
                 _check_writable(option, Path(path))
+        if self.reproductions is not None:
+            _check_folder("--reproductions", Path(self.reproductions))
         if self.html is not None and importlib.util.find_spec("jinja2") is None:
             raise UsageError("--html needs jinja2, which is not installed: pip install 'ktonum[report]'")
 
@@ -120,6 +127,8 @@ def audit_command(request: AuditRequest) -> int:
     for path in (request.json, request.html, request.junit):
         if path is not None:
             console.print(f"Written: {path}", markup=False, soft_wrap=True)
+    if request.reproductions is not None and not outcome.interrupted:
+        _write_reproductions(request, plan, report, console)
     if outcome.unfinished:
         last = outcome.unfinished.rstrip().splitlines()[-1]
         console.print(f"The session ended early (whole story in the report's details): {last}", markup=False)
@@ -195,6 +204,31 @@ def _check_writable(option: str, path: Path) -> None:
         raise UsageError(f"{option} {path} cannot be written: there is no folder {folder}; create it first")
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise UsageError(f"{option} {path} cannot be written: permission denied; name a file that you may write")
+
+
+def _check_folder(option: str, path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{option} {path} is a file: name a folder")
+    parent = path if path.exists() else path.absolute().parent
+    if not parent.is_dir():
+        raise UsageError(f"{option} {path} cannot be made: there is no folder {parent}; create it first")
+    if not os.access(parent, os.W_OK):
+        raise UsageError(f"{option} {path} cannot be written: permission denied; name a folder that you may write")
+
+
+def _write_reproductions(request: AuditRequest, plan: AuditPlan, report: Report, console: Console) -> None:
+    """A script for each distinct failure, each reduced first; a line for each as it is written."""
+    from ktonum.reproductions import Source, write_reproductions
+
+    assert request.reproductions is not None  # see `audit_command`
+    settings = request.settings
+    source = Source(settings.targets[0], settings.candidate, os.getcwd(), settings.standard)
+    cases = {item.case.name: item.case for item in plan.items}
+    written = write_reproductions(
+        report.failures, cases, source, Path(request.reproductions), timeout=request.timeout or None
+    )
+    for path, words in written:
+        console.print(f"Written: {path} ({words})", markup=False, soft_wrap=True)
 
 
 def _headline(request: AuditRequest, plan: AuditPlan, workers: int, gpus: int) -> str:

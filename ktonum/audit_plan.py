@@ -19,7 +19,7 @@ from ktonum.errors import UsageError
 if TYPE_CHECKING:
     from ktonum.op import Op
 
-__all__ = ["DEVICES", "AuditPlan", "AuditSettings", "PlannedItem", "declared_ops", "load_ops", "make_plan"]
+__all__ = ["DEVICES", "AuditPlan", "AuditSettings", "PlannedItem", "declared_ops", "load_op", "load_ops", "make_plan"]
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -129,6 +129,24 @@ def make_plan(settings: AuditSettings, device: str, folders: Sequence[Path] = ()
             raise UsageError(f"no item of {names} contains {wanted}: items are called like {items[0].name}")
         return AuditPlan(ops, kept, device)
     return AuditPlan(ops, tuple(items), device)
+
+
+def load_op(target: str, *, candidate: str | None = None, folder: str | None = None) -> Op:
+    """One op, as ``ktonum audit TARGET --candidate CANDIDATE`` finds it.
+
+    Args:
+        target: ``module:attr`` or ``path/file.py:attr``.
+        candidate: Replaces the op's candidate; None keeps it.
+        folder: Where modules are looked for that are not on ``sys.path``.
+
+    Raises:
+        UsageError: Op or candidate cannot be loaded, or ``target`` names several ops.
+    """
+    folders = () if folder is None else (Path(folder),)
+    found = load_ops((target,), folders)
+    if len(found) != 1:
+        raise UsageError(f"{target!r} has {len(found)} ops: name one of them as {target}:NAME")
+    return _with_candidate(found[0], candidate, folders)
 
 
 def load_ops(targets: Sequence[str], folders: Sequence[Path] = ()) -> tuple[Op, ...]:

@@ -14,9 +14,9 @@ from ktonum.environment import describe_environment
 from ktonum.errors import UsageError
 from ktonum.op import Op
 from ktonum.results import CheckResult, Report
-from ktonum.runner import run_check
+from ktonum.runner import check_named, run_check
 
-__all__ = ["audit", "resolve_device"]
+__all__ = ["audit", "audit_case", "resolve_device"]
 
 
 def resolve_device(device: str) -> str:
@@ -76,6 +76,22 @@ def audit(
             if on_result is not None:
                 on_result(results[-1])
     return Report(tuple(results), describe_environment(kind))
+
+
+def audit_case(op: Op, case: Case, check: str, *, standard: str = "precise") -> CheckResult:
+    """Put one question to one case, in this process.
+
+    Args:
+        op: The op under audit.
+        case: The case; its op's name is that of ``op``.
+        check: The check's name, e.g. ``gradients``.
+        standard: ``precise`` or ``eager``.
+
+    Raises:
+        UsageError: No such check applies to the case, or the device or standard is none.
+    """
+    resolve_device(case.device)
+    return run_check(check_named(op, case, check), CaseContext(op, case), standard)
 
 
 def audit_items(op: Op, *, profile: str, dtypes: Sequence[str], device: str) -> list[tuple[Case, str]]:

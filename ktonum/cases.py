@@ -64,18 +64,24 @@ class Case:
     """A point with dtype and device: the unit that is sampled, run and reported.
 
     ``device`` is a type (``cpu`` or ``cuda``), never an index: which GPU runs a case must not change its name.
+    ``offset`` numbers cases that differ in their seed alone; an audit runs those of offset 0.
     """
 
     op: str
     point: Point
     dtype: str
     device: str
+    offset: int = 0
 
     @property
     def name(self) -> str:
-        """E.g. ``kto[B=4,T=33,H=40,V=97,beta=0.3]-bf16-cpu``; the distribution appears when it is not ``normal``."""
+        """E.g. ``kto[B=4,T=33,H=40,V=97,beta=0.3]-bf16-cpu``; the distribution appears when it is not ``normal``.
+
+        An offset comes last, as ``+1``.
+        """
         parts = [f"{k}={v}" for k, v in (*self.point.dims.items(), *self.point.parameters.items())]
         tail = "" if self.point.distribution == "normal" else f"-{self.point.distribution}"
+        tail += f"+{self.offset}" if self.offset else ""
         return f"{self.op}[{','.join(parts)}]-{self.dtype}-{self.device}{tail}"
 
     @property

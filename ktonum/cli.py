@@ -70,6 +70,9 @@ def audit(
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report as JSON.")] = None,
     html: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report as one HTML page.")] = None,
     junit: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report as JUnit XML.")] = None,
+    reproductions: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Write a script for each failure, at the smallest dims found.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="INCONCLUSIVE verdicts fail.")] = False,
     only: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Only items whose CASE::CHECK contains TEXT; repeatable.")
@@ -89,7 +92,15 @@ def audit(
         only=tuple(only or ()),
     )
     request = AuditRequest(
-        settings, op=op, workers=workers, json=json, html=html, junit=junit, strict=strict, timeout=_seconds(timeout)
+        settings,
+        op=op,
+        workers=workers,
+        json=json,
+        html=html,
+        junit=junit,
+        reproductions=reproductions,
+        strict=strict,
+        timeout=_seconds(timeout),
     )
     raise typer.Exit(audit_command(request))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,10 +13,50 @@ from ktonum.bounds import ErrorBound, confidence
 from ktonum.comparison import blocks
 from ktonum.results import Measurement
 
-__all__ = ["Probe", "bounded_probe", "equality_probe"]
+__all__ = ["Expectation", "Probe", "bounded_probe", "equality_probe"]
 
 # Fewer elements than this have no error to average: the projection would repeat the norm.
 _ENOUGH_TO_AVERAGE = 64
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a tensor should be, element by element, and how far from it it may be.
+
+    Attributes:
+        expected: The right values, the tensor's shape.
+        bound: Its bound; None where every element must be equal.
+        scale: Multiplies the bound.
+    """
+
+    expected: Tensor
+    bound: ErrorBound | None = None
+    scale: float = 1.0
+
+    def narrowed(self, start: int, length: int) -> Expectation:
+        """The same of ``length`` entries of the first dimension, from ``start`` on."""
+        bound = self.bound
+        if bound is not None:
+            independent, coherent = (t.narrow(0, start, length) for t in (bound.independent, bound.coherent))
+            bound = replace(bound, independent=independent, coherent=coherent)
+        return Expectation(self.expected.narrow(0, start, length), bound, self.scale)
+
+    def tolerance(self) -> Tensor:
+        """The largest error that the measure ``element`` grants each element; float64, the tensor's shape."""
+        flat = self.expected.detach().double().reshape(-1)
+        if self.bound is None:
+            return torch.zeros_like(flat).view(self.expected.shape)
+        own, shared = (t.detach().double().reshape(-1) for t in (self.bound.independent, self.bound.coherent))
+        granted = _granted(flat, own, shared, self.bound, confidence(flat.numel()), self.scale)
+        return granted.view(self.expected.shape)
+
+    def agrees(self, actual: Tensor) -> Tensor:
+        """Where an element is no error at all, although it may not be a number: bool, the tensor's shape."""
+        actual, expected = actual.detach(), self.expected.detach()
+        if self.bound is None:
+            return (actual == expected) | ((actual != actual) & (expected != expected))
+        parts = actual.double(), expected.double(), self.bound.independent.double()
+        return (actual.double() == expected.double()) | _same(*parts, self.bound.dtype)
 
 
 @dataclass(frozen=True)
@@ -27,11 +67,13 @@ class Probe:
         name: The tensor's name, e.g. ``grad_weight``.
         actual: The tensor as the candidate made it; planted defects start from it.
         measure: Measurements of such a tensor under a standard, by that standard's name.
+        expectation: What the tensor is held against under a standard; None where that is more than one tensor.
     """
 
     name: str
     actual: Tensor
     measure: Callable[[Tensor, str], tuple[Measurement, ...]]
+    expectation: Callable[[str], Expectation] | None = None
 
 
 def bounded_probe(
@@ -59,7 +101,21 @@ def bounded_probe(
         projected = enough is not None and tensor.numel() >= enough
         return tuple(m for m in found if projected or not m.name.endswith("/signed_bias"))
 
-    return Probe(name, actual, measure)
+    return Probe(name, actual, measure, lambda standard: Expectation(expected, bound(standard), scale))
+
+
+def _same(actual: Tensor, expected: Tensor, independent: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where something not finite is no error: the same on both sides, as a number too large is rounded, or granted."""
+    rounded = expected.to(dtype).double()
+    same = ~rounded.isfinite() & ((actual == rounded) | (actual.isnan() & rounded.isnan()))
+    return same | independent.isinf()
+
+
+def _granted(
+    expected: Tensor, independent: Tensor, coherent: Tensor, bound: ErrorBound, confidence: float, scale: float
+) -> Tensor:
+    """The largest error granted to each element of ``expected``; flat, float64."""
+    return scale * (confidence * independent + coherent + bound.final_rounding(expected))
 
 
 def _measure(name: str, actual: Tensor, expected: Tensor, bound: ErrorBound, scale: float) -> tuple[Measurement, ...]:
@@ -72,14 +128,11 @@ def _measure(name: str, actual: Tensor, expected: Tensor, bound: ErrorBound, sca
     tensors = (t.detach() for t in (actual, expected, bound.independent, bound.coherent))
     for start, (a, e, i, c) in blocks(*tensors):
         a, e, i, c = a.double(), e.double(), i.double(), c.double()
-        # What is not finite and the same on both sides is no error; infinity is what too large a number is rounded to.
-        rounded = e.to(bound.dtype).double()
-        same = ~rounded.isfinite() & ((a == rounded) | (a.isnan() & rounded.isnan()))
-        same |= i.isinf()  # granted anything
+        same = _same(a, e, i, bound.dtype)
         a, e, i, c = (torch.where(same, 0.0, t) for t in (a, e, i, c))
         rounding = bound.final_rounding(e)
         error = a - e
-        tolerance = scale * (by_element * i + c + rounding)
+        tolerance = _granted(e, i, c, bound, by_element, scale)
         # NaN compares false with everything: it must come out as the worst element. 0/0 is no error.
         use = torch.where(error == 0, 0.0, (error.abs() / tolerance).nan_to_num(nan=math.inf, posinf=math.inf))
         place = int(use.argmax()) if use.numel() else 0
@@ -139,7 +192,7 @@ def equality_probe(name: str, *, actual: Tensor, expected: Tensor, law: str) -> 
         where = _place(first, tensor.shape) if differing else ""
         return (Measurement(f"{name}/differing_elements", float(differing), 0.0, "elements", law, where),)
 
-    return Probe(name, actual, measure)
+    return Probe(name, actual, measure, lambda standard: Expectation(expected))
 
 
 def _place(flat: int, shape: torch.Size) -> str:

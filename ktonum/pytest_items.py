@@ -202,6 +202,8 @@ def describe_result(result: CheckResult) -> str:
                 unit = "" if m.unit in ("1", "bound") else f" {m.unit}"
                 at = f" at {m.where}" if m.where else ""
                 lines.append(f"  {m.name} = {m.value:.4g}{unit}, bound {m.bound:.4g}{at}  ({m.bound_source})")
+        for place in result.localisations:
+            lines += [f"  {line}" for line in place.lines]
         lines.append(f"  decided by the standard {result.standard}; meets {', '.join(result.meets) or 'none'}")
     if result.details:
         lines.append(result.details.rstrip())

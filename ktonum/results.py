@@ -14,7 +14,7 @@ from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CheckResult", "Measurement", "Power", "Report", "Verdict"]
+__all__ = ["CheckResult", "Localisation", "Measurement", "Power", "Report", "Verdict"]
 
 SCHEMA = "ktonum-report/1"
 # Fields of a measurement that may be written as text, for want of infinities in JSON.
@@ -81,6 +81,27 @@ class Power:
 
 
 @dataclass(frozen=True)
+class Localisation:
+    """Where a failing tensor is wrong, and what its error looks like.
+
+    Attributes:
+        tensor: The tensor's name, e.g. ``grad_weight``.
+        where: E.g. ``the last tile along dim 0 (V), from 256 on``.
+        looks_like: E.g. ``sign flipped``; empty where that cannot be told.
+    """
+
+    tensor: str
+    where: str
+    looks_like: str
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """For a reader: a line that says where, and one of what it looks like unless that cannot be told."""
+        look = (f"{self.tensor} looks like: {self.looks_like}",) if self.looks_like else ()
+        return (f"{self.tensor} where: {self.where}", *look)
+
+
+@dataclass(frozen=True)
 class CheckResult:
     """The verdict of one check on one case.
 
@@ -95,6 +116,7 @@ class CheckResult:
         meets: The standards under which every measurement is within its bound.
         seconds: Wall time spent; information only, no verdict depends on it.
         details: Further text for a reader, e.g. a candidate's traceback.
+        localisations: For each failing tensor where it is wrong and what that looks like, worst first.
     """
 
     case: str
@@ -107,6 +129,7 @@ class CheckResult:
     meets: tuple[str, ...] = ()
     seconds: float = 0.0
     details: str = ""
+    localisations: tuple[Localisation, ...] = ()
 
     @property
     def vacuous(self) -> bool:
@@ -141,6 +164,7 @@ class CheckResult:
             Power(p["defect"], None if p["size"] is None else float(p["size"])) for p in fields.get("power", ())
         )
         fields["meets"] = tuple(fields.get("meets", ()))
+        fields["localisations"] = tuple(Localisation(**found) for found in fields.get("localisations", ()))
         return cls(**fields)
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ktonum.bounds import STANDARDS
 from ktonum.cases import Case
 from ktonum.checks import Check, Inapplicable, checks_for
 from ktonum.context import CaseContext
 from ktonum.errors import CandidateError, InputError, UsageError
+from ktonum.localisation.localise import localise
 from ktonum.op import Op
 from ktonum.power import power_of
-from ktonum.results import CheckResult, Measurement, Verdict
+from ktonum.probe import Probe
+from ktonum.results import CheckResult, Localisation, Measurement, Verdict
 
 __all__ = ["check_named", "run_check"]
 
@@ -79,9 +83,8 @@ def _measure(check: Check, context: CaseContext, standard: str) -> CheckResult:
     case = context.case.name
     if not probes:
         return CheckResult(case, check.name, Verdict.INCONCLUSIVE, reason="the candidate has nothing to measure here")
-    measurements: dict[str, list[Measurement]] = {
-        s: [m for p in probes for m in p.measure(p.actual, s)] for s in STANDARDS
-    }
+    by_probe = {s: [p.measure(p.actual, s) for p in probes] for s in STANDARDS}
+    measurements: dict[str, list[Measurement]] = {s: [m for found in by_probe[s] for m in found] for s in STANDARDS}
     meets = tuple(s for s in STANDARDS if all(m.within for m in measurements[s]))
     decisive = tuple(measurements[standard])
     if standard in meets:
@@ -93,4 +96,25 @@ def _measure(check: Check, context: CaseContext, standard: str) -> CheckResult:
     worst = max((m for m in decisive if not m.within), key=lambda m: m.use)
     at = f" at {worst.where}" if worst.where else ""
     reason = f"{worst.name} = {worst.value:.3g} exceeds {worst.bound:.3g} ({worst.bound_source}){at}"
-    return CheckResult(case, check.name, Verdict.FAIL, decisive, (), reason, meets=meets)
+    places = _localised(context, list(zip(probes, by_probe[standard], strict=True)), standard)
+    return CheckResult(case, check.name, Verdict.FAIL, decisive, (), reason, meets=meets, localisations=places)
+
+
+def _localised(
+    context: CaseContext, measured: Sequence[tuple[Probe, Sequence[Measurement]]], standard: str
+) -> tuple[Localisation, ...]:
+    """Where each failing tensor is wrong, the worst first."""
+    uses = [(max((m.use for m in found if not m.within), default=0.0), probe) for probe, found in measured]
+    failing = sorted((pair for pair in uses if pair[0] > 0), key=lambda pair: -pair[0])
+    upstream = {f"upstream_{k}": float(v) for k, v in context.upstream.items() if v.numel() == 1}
+    inputs = {k: v for k, v in context.inputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    return tuple(
+        localise(
+            probe,
+            standard,
+            dims=context.case.point.dims,
+            constants={**context.parameters, **upstream},
+            tensors={**inputs, **context.oracle.tensors()},
+        )
+        for _, probe in failing
+    )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from ktonum.pytest_items import describe_result
+from ktonum.report.html import write_html
 from ktonum.report.summary import CaseName, findings, matrix, power_rows, standards
 from ktonum.report.terminal import AuditView, print_summary, verdict_line
-from ktonum.results import CheckResult, Measurement, Power, Report, Verdict
+from ktonum.results import CheckResult, Localisation, Measurement, Power, Report, Verdict
 
 
 def result(
@@ -57,9 +61,28 @@ def text_of(*results: CheckResult, width: int = 120, planned: int | None = None,
 FAIL = result(Verdict.FAIL, value=325.0, meets=("eager",), reason="too large")
 
 
+def test_a_failure_says_where_it_is_and_what_it_looks_like() -> None:
+    places = (Localisation("grad_weight", "row 3", "sign flipped"), Localisation("loss", "not found: planted", ""))
+    failure = replace(FAIL, localisations=places)
+    text = text_of(failure)
+    for line in ("grad_weight where: row 3", "grad_weight looks like: sign flipped", "loss where: not found: planted"):
+        assert line in text and line in describe_result(failure)
+    assert "loss looks like" not in text
+
+
+def test_the_page_says_where_it_is_and_what_it_looks_like(tmp_path: Path) -> None:
+    failure = replace(FAIL, localisations=(Localisation("grad_weight", "row 3", "scaled by <2>"),))
+    write_html(Report((failure,)), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<td>grad_weight</td><td>row 3</td><td>scaled by &lt;2&gt;</td>" in page
+
+
 def test_case_names_come_apart_and_others_stay_whole() -> None:
     case = CaseName.read("kto[B=3,T=65,loss_type=apo]-bf16-cuda-heavy-tails")
     assert case == CaseName("kto", "B=3,T=65,loss_type=apo", "bf16", "cuda", "heavy-tails")
+    case = CaseName.read("kto[B=3]-bf16-cpu-heavy-tails+12")
+    assert (case.distribution, case.offset, case.short) == ("heavy-tails", "+12", "bf16 B=3 (heavy-tails) +12")
+    assert CaseName.read("kto[B=3]-bf16-cpu+2").offset == "+2"
     assert CaseName.read("something else").short == "something else"
 
 

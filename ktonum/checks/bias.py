@@ -68,7 +68,7 @@ def _pooled(name: str, cases: Sequence[CaseContext], tensors: Sequence[Tensor]) 
             if m.name.endswith("/signed_bias")
         )
 
-    return Probe(name, actual, measure)
+    return Probe(name, actual, measure, end_to_end.expectation)
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

@@ -136,6 +136,7 @@ def _by_standard(exact: Probe, bounded: Probe) -> Probe:
         exact.name,
         exact.actual,
         lambda tensor, standard: (bounded if standard == "eager" else exact).measure(tensor, standard),
+        exact.expectation,
     )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ktonum.results import CheckResult, Measurement, Power, Verdict
+from ktonum.results import CheckResult, Localisation, Measurement, Power, Verdict
 
 __all__ = ["GradcheckResult", "InputGradient", "Location", "ProbeMeasurement"]
 
@@ -180,7 +180,18 @@ class GradcheckResult:
             power=tuple(power),
             reason=self.reason,
             details=self.summary(),
+            localisations=self._localised(names),
         )
+
+    def _localised(self, names: Sequence[str]) -> tuple[Localisation, ...]:
+        """Differences see a direction at a time: where halving it ended at an element, that one, else the input."""
+        if self.verdict is not Verdict.FAIL or self.worst_input is None:
+            return ()
+        name = f"grad_{names[self.worst_input]}"
+        if self.worst_index is None or self.wrong_by is None:
+            return (Localisation(name, "spread over many elements: no single one stands out", ""),)
+        where = f"element {list(self.worst_index)}, and perhaps others" if self.worst_index else "the only element"
+        return (Localisation(name, where, f"off by {self.wrong_by:.4g} from the finite difference"),)
 
     def summary(self) -> str:
         """One paragraph: what was found, where, measured against which error bar, with which power, what to do next."""

@@ -73,5 +73,6 @@ def _row(result: CheckResult) -> dict[str, object]:
         "reason": result.reason,
         "details": result.details,
         "measurements": [(format_measured(m), m.where, m.bound_source, m.within) for m in result.measurements],
+        "places": [(p.tensor, p.where, p.looks_like) for p in result.localisations],
         "powers": [(p.defect, "not flagged" if p.size is None else f"{p.size:.1e}") for p in result.power],
     }

@@ -5,12 +5,12 @@ A leaf like `ktonum.results`: text and numbers, neither torch nor a terminal.
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ktonum.cases import DTYPES
+from ktonum.report.case_names import CaseName
 from ktonum.results import CheckResult, Measurement, Power, Report, Verdict
 
 __all__ = [
@@ -32,32 +32,8 @@ __all__ = [
 ]
 
 STANDARDS = ("precise", "eager")
-_CASE = re.compile(r"(?P<op>[^\[]+)\[(?P<dims>.*)\]-(?P<dtype>[a-z0-9]+)-(?P<device>cpu|cuda)(-(?P<distribution>.*))?")
-
-
-@dataclass(frozen=True)
-class CaseName:
-    """A case's name taken apart; a name of another form is all ``dims``."""
-
-    op: str
-    dims: str
-    dtype: str
-    device: str
-    distribution: str
-
-    @classmethod
-    def read(cls, name: str) -> CaseName:
-        """The parts of ``Case.name``."""
-        match = _CASE.fullmatch(name)
-        if match is None:
-            return cls("", name, "", "", "")
-        return cls(match["op"], match["dims"], match["dtype"], match["device"], match["distribution"] or "")
-
-    @property
-    def short(self) -> str:
-        """Dtype, dims and, if it is not the normal one, distribution."""
-        tail = f" ({self.distribution})" if self.distribution else ""
-        return f"{self.dtype} {self.dims}{tail}".strip()
+# Of how many failing tensors a finding says where they are wrong; a result has all of them.
+_TENSORS_SHOWN = 2
 
 
 @dataclass(frozen=True)
@@ -221,6 +197,7 @@ def _failure(check: str, failed: Sequence[CheckResult], asked: Sequence[CheckRes
         r = max(here, key=_use)
         of = sum(CaseName.read(a.case).dtype == dtype for a in asked)
         lines.append(f"{dtype or 'case'}: {len(here)} of {of} cases; worst {_sentence(r)}")
+        lines += [f"  {line}" for found in r.localisations[:_TENSORS_SHOWN] for line in found.lines]
     return Finding(check, f"{check} fails on {_share(failed, asked)}", tuple(lines), worst)
 
 

@@ -1,0 +1,1 @@
+"""What a failing tensor's error looks like, and where it is."""

@@ -1,0 +1,144 @@
+"""From a failing probe to where its error is and what it looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ktonum.comparison import spacing
+from ktonum.localisation.part import Part
+from ktonum.localisation.places import Place, find_place
+from ktonum.localisation.signatures import look_of
+from ktonum.probe import Expectation, Probe
+from ktonum.results import Localisation
+
+__all__ = ["localise", "localise_tensor"]
+
+# Elements looked at: a dozen float64 temporaries of this many are alive at once.
+_MOST = 2**24
+
+
+def localise(
+    probe: Probe,
+    standard: str,
+    *,
+    dims: Mapping[str, int],
+    constants: Mapping[str, object],
+    tensors: Mapping[str, Tensor],
+) -> Localisation:
+    """Where a failing probe's tensor is wrong, and what that looks like. Never raises: it says what went wrong.
+
+    Args:
+        probe: One that some measurement of fails.
+        standard: What it is held to.
+        dims: The case's sizes by name: dims of the tensor are called by them, and factors may be made of them.
+        constants: What else a factor may be made of, where it is a number: parameters, upstream gradients.
+        tensors: Other tensors of the case, one of which may explain the error.
+    """
+    try:
+        if probe.expectation is None:
+            return Localisation(probe.name, "not told: this check compares no single tensor", "")
+        numbers = {k: float(v) for k, v in constants.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        return localise_tensor(
+            probe.name,
+            probe.actual,
+            probe.expectation(standard),
+            dims=dims,
+            constants={**dims, **numbers},
+            others={k: v for k, v in tensors.items() if k != probe.name.partition(" ")[0]},
+        )
+    except Exception as error:  # a verdict is worth more than words about it
+        return Localisation(probe.name, f"not found: localising raised {type(error).__name__}: {error}", "")
+
+
+def localise_tensor(
+    name: str,
+    actual: Tensor,
+    expectation: Expectation,
+    *,
+    dims: Mapping[str, int] | None = None,
+    constants: Mapping[str, float] | None = None,
+    others: Mapping[str, Tensor] | None = None,
+) -> Localisation:
+    """Where ``actual`` exceeds what its expectation grants, and what the error looks like there.
+
+    Args:
+        name: The tensor's name.
+        actual: What is there.
+        expectation: What should be.
+        dims: Sizes by name.
+        constants: Numbers by name that a factor may be made of.
+        others: Other tensors by name, of any shape.
+    """
+    actual, note = actual.detach(), ""
+    if actual.numel() > _MOST:
+        actual, expectation, note = _narrowed(actual, expectation)
+        others = {}
+    tolerance, agrees = expectation.tolerance(), expectation.agrees(actual)
+    a, e = actual.double(), expectation.expected.detach().double()
+    exceeding = ~((a - e).abs() <= tolerance) & ~agrees  # NaN compares false
+    # A zero that should be one shows no scaling, shift or sign.
+    free = (a == 0) & (e == 0) if actual.is_floating_point() else None
+    place = find_place(exceeding, _dim_names(actual.shape, dims or {}), free)
+    if actual.dtype == torch.bool:
+        too_many = int((exceeding & (a > e)).sum())
+        looks = ((too_many, "where none should be"), (int(exceeding.sum()) - too_many, "missing"))
+        return Localisation(name, place.words, ", ".join(f"{count} {words}" for count, words in looks if count))
+    # An equality grants nothing; a fitted pattern is rounded all the same.
+    stored = actual.dtype if actual.is_floating_point() else torch.float64
+    tolerance = torch.maximum(tolerance, spacing(e.nan_to_num(0.0, 0.0, 0.0), stored).view(e.shape) / 2)
+    # Where both are the same and not finite there is nothing to explain.
+    strange = agrees & ~(a.isfinite() & e.isfinite())
+    a, e = (torch.where(strange, 0.0, t) for t in (a, e))
+    same_shape = {k: v.detach() for k, v in (others or {}).items() if v.shape == a.shape}
+    part = Part(a, e, tolerance, exceeding, actual.dtype, sizes=constants or {}, others=same_shape)
+    if not place.everywhere:
+        part = replace(
+            part,
+            actual=place.of(a),
+            expected=place.of(e),
+            tolerance=place.of(tolerance),
+            exceeding=place.of(exceeding),
+            whole=part,
+            start=_start(place),
+            others={k: place.of(v) for k, v in same_shape.items()},
+        )
+    return Localisation(name, f"{note}{place.words}", look_of(part))
+
+
+def _narrowed(actual: Tensor, expectation: Expectation) -> tuple[Tensor, Expectation, str]:
+    """Of a large tensor the stretch of the first dimension with the largest error in it."""
+    rows = max(1, _MOST // (actual.numel() // actual.shape[0]))
+    worst, start = -1.0, 0
+    for first in range(0, actual.shape[0], rows):
+        length = min(rows, actual.shape[0] - first)
+        part = expectation.narrowed(first, length)
+        error = (actual.narrow(0, first, length).double() - part.expected.double()).abs()
+        # NaN is the worst error there is, 0/0 none.
+        use = torch.where(error == 0, 0.0, (error / part.tolerance()).nan_to_num(nan=torch.inf))
+        use = torch.where(part.agrees(actual.narrow(0, first, length)), 0.0, use)
+        if float(use.amax()) > worst:
+            worst, start = float(use.amax()), first
+    length = min(rows, actual.shape[0] - start)
+    note = f"within {start} to {start + length - 1} along dim 0, counted from there: "
+    return actual.narrow(0, start, length), expectation.narrowed(start, length), note
+
+
+def _dim_names(shape: Sequence[int], dims: Mapping[str, int]) -> tuple[str, ...]:
+    """``dim 0 (B)`` where one of the case's sizes, and only one, is that of the dim."""
+    names = []
+    for d, size in enumerate(shape):
+        fitting = [name for name, of in dims.items() if of == size]
+        alone = len(fitting) == 1 and list(shape).count(size) == 1
+        names.append(f"dim {d} ({fitting[0]})" if alone else f"dim {d}")
+    return tuple(names)
+
+
+def _start(place: Place) -> tuple[int, ...] | None:
+    """Where a block begins; None for what is no block."""
+    if any(kept != tuple(range(kept[0], kept[-1] + 1)) for kept in place.indices):
+        return None
+    return tuple(kept[0] for kept in place.indices)
