@@ -83,9 +83,9 @@ def input_sums_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
 ):
-    """Parts of Σ_h (Σ_t x_th) (Σ_v w_vh) and of Σ_h max |x_h| max |w_h|, float64: (sequences × stretches of T, H tiles).
+    """Parts of Σ_h (Σ_t x_th) (Σ_v w_vh) and of Σ_h max |x_h| max |w_h|: (sequences × stretches of T, H tiles).
 
-    Sums over tokens are in the dtype of ``column_largest``, further ones in float64.
+    float64, but for sums over tokens, which are in the dtype of ``column_largest``.
     """
     sequence = tl.program_id(0) // stretches
     stretch = tl.program_id(0) % stretches
