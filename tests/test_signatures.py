@@ -172,6 +172,16 @@ def test_a_right_tensor_has_no_place(dtype: torch.dtype) -> None:
     assert found.where.startswith("all of them together") and found.looks_like.startswith("no known pattern"), found
 
 
+def test_of_a_large_tensor_the_worst_stretch_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ktonum.localisation.localise._MOST", 80)
+    found = located(put(3, lambda t: -t[3]))
+    assert found.where == "within 2 to 3 along dim 0, counted from there: row 1"
+    assert found.looks_like == "sign flipped"
+    found = located(put((4, 7), lambda t: torch.nan))
+    assert found.where == "within 4 to 4 along dim 0, counted from there: element [0, 7]"
+    assert found.looks_like.startswith("NaN in 1 of 1")
+
+
 def test_what_must_be_equal_grants_nothing() -> None:
     expected = torch.arange(1, 9)
     found = localise_tensor("target", torch.zeros_like(expected), Expectation(expected))

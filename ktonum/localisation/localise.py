@@ -139,6 +139,6 @@ def _dim_names(shape: Sequence[int], dims: Mapping[str, int]) -> tuple[str, ...]
 
 def _start(place: Place) -> tuple[int, ...] | None:
     """Where a block begins; None for what is no block."""
-    if any(kept != tuple(range(kept[0], kept[-1] + 1)) for kept in place.indices):
+    if any(kept[-1] - kept[0] + 1 != len(kept) for kept in place.indices):
         return None
     return tuple(kept[0] for kept in place.indices)
