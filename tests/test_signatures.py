@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ktonum.bounds import ErrorBound
-from ktonum.localisation.localise import localise_tensor
+from ktonum.localisation.localise import Surroundings, localise_tensor
 from ktonum.localisation.scaling import named_constants
 from ktonum.probe import Expectation, bounded_probe
 from ktonum.results import Localisation
@@ -38,9 +38,8 @@ def located(
     """What is said of a right tensor that went through ``plant`` and was rounded to ``dtype``."""
     expected = drawn(5, 40) if expected is None else expected
     expectation = Expectation(expected, bound_of(expected, dtype))
-    return localise_tensor(
-        "y", plant(expected.clone()).to(dtype), expectation, dims=DIMS, constants={**DIMS, "beta": 0.3}, others=others
-    )
+    known = Surroundings(DIMS, {"beta": 0.3, "reduction": "mean", "with_bias": True}, others or {})
+    return localise_tensor("y", plant(expected.clone()).to(dtype), expectation, known)
 
 
 def put(index: object, value: Callable[[Tensor], Tensor | float]) -> Callable[[Tensor], Tensor]:
@@ -184,9 +183,11 @@ def test_of_a_large_tensor_the_worst_stretch_is_looked_at(monkeypatch: pytest.Mo
 
 def test_what_must_be_equal_grants_nothing() -> None:
     expected = torch.arange(1, 9)
-    found = localise_tensor("target", torch.zeros_like(expected), Expectation(expected))
+    found = localise_tensor("target", torch.zeros_like(expected), Expectation(expected), Surroundings())
     assert found.where == "everywhere" and found.looks_like.startswith("missing")
-    found = localise_tensor("places", torch.tensor([True, False]), Expectation(torch.tensor([True, True])))
+    found = localise_tensor(
+        "places", torch.tensor([True, False]), Expectation(torch.tensor([True, True])), Surroundings()
+    )
     assert found.where == "element [1]"
 
 
