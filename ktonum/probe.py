@@ -27,11 +27,13 @@ class Expectation:
         expected: The right values, the tensor's shape.
         bound: Its bound; None where every element must be equal.
         scale: Multiplies the bound.
+        elements: How many elements the bound has to hold for at once; None for as many as there are here.
     """
 
     expected: Tensor
     bound: ErrorBound | None = None
     scale: float = 1.0
+    elements: int | None = None
 
     def narrowed(self, start: int, length: int) -> Expectation:
         """The same of ``length`` entries of the first dimension, from ``start`` on."""
@@ -39,7 +41,8 @@ class Expectation:
         if bound is not None:
             independent, coherent = (t.narrow(0, start, length) for t in (bound.independent, bound.coherent))
             bound = replace(bound, independent=independent, coherent=coherent)
-        return Expectation(self.expected.narrow(0, start, length), bound, self.scale)
+        elements = self.elements or self.expected.numel()
+        return Expectation(self.expected.narrow(0, start, length), bound, self.scale, elements)
 
     def tolerance(self) -> Tensor:
         """The largest error that the measure ``element`` grants each element; float64, the tensor's shape."""
@@ -47,7 +50,7 @@ class Expectation:
         if self.bound is None:
             return torch.zeros_like(flat).view(self.expected.shape)
         own, shared = (t.detach().double().reshape(-1) for t in (self.bound.independent, self.bound.coherent))
-        granted = _granted(flat, own, shared, self.bound, confidence(flat.numel()), self.scale)
+        granted = _granted(flat, own, shared, self.bound, confidence(self.elements or flat.numel()), self.scale)
         return granted.view(self.expected.shape)
 
     def agrees(self, actual: Tensor) -> Tensor:

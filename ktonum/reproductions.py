@@ -85,7 +85,7 @@ def script(failure: CheckResult, case: Case, source: Source, words: str) -> str:
     story = [
         f"{failure.check}: {failure.verdict} in {failure.case}",
         failure.reason,
-        *(line for found in failure.localisations for line in found.lines),
+        *(line for found in failure.localisations[:1] for line in found.lines),
         f"Run here: {case.name}; {words}.",
         f"Written by ktonum {__version__}. Exit status 1 while it fails, 0 when it does not.",
     ]

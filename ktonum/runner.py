@@ -14,7 +14,7 @@ from ktonum.cases import Case
 from ktonum.checks import Check, Inapplicable, checks_for
 from ktonum.context import CaseContext
 from ktonum.errors import CandidateError, InputError, UsageError
-from ktonum.localisation.localise import localise
+from ktonum.localisation.localise import Surroundings, localise
 from ktonum.op import Op
 from ktonum.power import power_of
 from ktonum.probe import Probe
@@ -106,15 +106,11 @@ def _localised(
     """Where each failing tensor is wrong, the worst first."""
     uses = [(max((m.use for m in found if not m.within), default=0.0), probe) for probe, found in measured]
     failing = sorted((pair for pair in uses if pair[0] > 0), key=lambda pair: -pair[0])
-    upstream = {f"upstream_{k}": float(v) for k, v in context.upstream.items() if v.numel() == 1}
-    inputs = {k: v for k, v in context.inputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
-    return tuple(
-        localise(
-            probe,
-            standard,
-            dims=context.case.point.dims,
-            constants={**context.parameters, **upstream},
-            tensors={**inputs, **context.oracle.tensors()},
-        )
-        for _, probe in failing
-    )
+
+    def surroundings() -> Surroundings:
+        upstream = {f"upstream_{k}": float(v) for k, v in context.upstream.items() if v.numel() == 1}
+        inputs = {k: v for k, v in context.inputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
+        constants = {**context.parameters, **upstream}
+        return Surroundings(context.case.point.dims, constants, {**inputs, **context.oracle.tensors()})
+
+    return tuple(localise(probe, standard, surroundings) for _, probe in failing)

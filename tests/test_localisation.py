@@ -10,12 +10,12 @@ import torch
 from mutants import DEFECTS
 from planted import Defect, times
 from small_defects import LOSS_DEFECTS, NORM_DEFECTS
-from small_ops import LOSS_POINT, RMS_NORM, SOFTMAX_LOSS, rms_norm_with, softmax_loss_with
+from small_ops import RMS_NORM, SOFTMAX_LOSS, rms_norm_with, softmax_loss_with
 from torch import Tensor
 
 from ktonum.context import CaseContext
 from ktonum.kernels.kto_op import OP
-from ktonum.localisation.localise import localise
+from ktonum.localisation.localise import Surroundings, localise
 from ktonum.op import Op
 from ktonum.probe import Probe
 from ktonum.results import CheckResult, Localisation, Verdict
@@ -241,5 +241,14 @@ def test_localising_never_ends_a_verdict() -> None:
         ),
         (Probe("y", torch.zeros(3), lambda t, s: ()), "not told"),
     ):
-        found = localise(probe, "precise", dims=LOSS_POINT.dims, constants={}, tensors={})
+        found = localise(probe, "precise", Surroundings)
         assert found.tensor == "y" and found.where.startswith(words) and found.looks_like == ""
+
+
+def test_a_case_that_cannot_be_told_more_of_fails_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(self: Surroundings, *known: Any) -> Any:
+        raise torch.OutOfMemoryError("planted")
+
+    monkeypatch.setattr(Surroundings, "__init__", exhausted)
+    (found,) = failing(SOFTMAX_LOSS, softmax_loss_with(gradient={"x": times(0.5)}), "gradients", "fp32").localisations
+    assert found.where == "not found: localising raised OutOfMemoryError: planted"

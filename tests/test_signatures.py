@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ktonum.bounds import ErrorBound
-from ktonum.localisation.localise import localise_tensor
+from ktonum.localisation.localise import Surroundings, localise_tensor
 from ktonum.localisation.scaling import named_constants
 from ktonum.probe import Expectation, bounded_probe
 from ktonum.results import Localisation
@@ -38,9 +38,8 @@ def located(
     """What is said of a right tensor that went through ``plant`` and was rounded to ``dtype``."""
     expected = drawn(5, 40) if expected is None else expected
     expectation = Expectation(expected, bound_of(expected, dtype))
-    return localise_tensor(
-        "y", plant(expected.clone()).to(dtype), expectation, dims=DIMS, constants={**DIMS, "beta": 0.3}, others=others
-    )
+    known = Surroundings(DIMS, {"beta": 0.3, "reduction": "mean", "with_bias": True}, others or {})
+    return localise_tensor("y", plant(expected.clone()).to(dtype), expectation, known)
 
 
 def put(index: object, value: Callable[[Tensor], Tensor | float]) -> Callable[[Tensor], Tensor]:
@@ -172,11 +171,23 @@ def test_a_right_tensor_has_no_place(dtype: torch.dtype) -> None:
     assert found.where.startswith("all of them together") and found.looks_like.startswith("no known pattern"), found
 
 
+def test_of_a_large_tensor_the_worst_stretch_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ktonum.localisation.localise._MOST", 80)
+    found = located(put(3, lambda t: -t[3]))
+    assert found.where == "within 2 to 3 along dim 0, counted from there: row 1"
+    assert found.looks_like == "sign flipped"
+    found = located(put((4, 7), lambda t: torch.nan))
+    assert found.where == "within 4 to 4 along dim 0, counted from there: element [0, 7]"
+    assert found.looks_like.startswith("NaN in 1 of 1")
+
+
 def test_what_must_be_equal_grants_nothing() -> None:
     expected = torch.arange(1, 9)
-    found = localise_tensor("target", torch.zeros_like(expected), Expectation(expected))
+    found = localise_tensor("target", torch.zeros_like(expected), Expectation(expected), Surroundings())
     assert found.where == "everywhere" and found.looks_like.startswith("missing")
-    found = localise_tensor("places", torch.tensor([True, False]), Expectation(torch.tensor([True, True])))
+    found = localise_tensor(
+        "places", torch.tensor([True, False]), Expectation(torch.tensor([True, True])), Surroundings()
+    )
     assert found.where == "element [1]"
 
 

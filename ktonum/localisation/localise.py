@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,74 +15,69 @@ from ktonum.localisation.signatures import look_of
 from ktonum.probe import Expectation, Probe
 from ktonum.results import Localisation
 
-__all__ = ["localise", "localise_tensor"]
+__all__ = ["Surroundings", "localise", "localise_tensor"]
 
 # Elements looked at: a dozen float64 temporaries of this many are alive at once.
 _MOST = 2**24
 
 
-def localise(
-    probe: Probe,
-    standard: str,
-    *,
-    dims: Mapping[str, int],
-    constants: Mapping[str, object],
-    tensors: Mapping[str, Tensor],
-) -> Localisation:
+@dataclass(frozen=True)
+class Surroundings:
+    """What a case knows that an error may be made of.
+
+    Attributes:
+        dims: The case's sizes by name: dims of a tensor are called by them.
+        constants: Other numbers by name: parameters, upstream gradients. What is no number is left out.
+        tensors: Inputs, outputs and gradients by name.
+    """
+
+    dims: Mapping[str, int] = field(default_factory=dict)
+    constants: Mapping[str, object] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def numbers(self) -> dict[str, float]:
+        """Sizes and constants that are numbers."""
+        named = {**self.constants, **self.dims}
+        return {k: float(v) for k, v in named.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+
+
+def localise(probe: Probe, standard: str, surroundings: Callable[[], Surroundings]) -> Localisation:
     """Where a failing probe's tensor is wrong, and what that looks like. Never raises: it says what went wrong.
 
     Args:
         probe: One that some measurement of fails.
         standard: What it is held to.
-        dims: The case's sizes by name: dims of the tensor are called by them, and factors may be made of them.
-        constants: What else a factor may be made of, where it is a number: parameters, upstream gradients.
-        tensors: Other tensors of the case, one of which may explain the error.
+        surroundings: What the case knows; called here, where an exception does no harm.
     """
     try:
         if probe.expectation is None:
             return Localisation(probe.name, "not told: this check compares no single tensor", "")
-        numbers = {k: float(v) for k, v in constants.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-        return localise_tensor(
-            probe.name,
-            probe.actual,
-            probe.expectation(standard),
-            dims=dims,
-            constants={**dims, **numbers},
-            others={k: v for k, v in tensors.items() if k != probe.name.partition(" ")[0]},
-        )
+        known = surroundings()
+        others = {k: v for k, v in known.tensors.items() if k != probe.name.partition(" ")[0]}
+        known = replace(known, tensors=others)
+        return localise_tensor(probe.name, probe.actual, probe.expectation(standard), known)
     except Exception as error:  # a verdict is worth more than words about it
         return Localisation(probe.name, f"not found: localising raised {type(error).__name__}: {error}", "")
 
 
-def localise_tensor(
-    name: str,
-    actual: Tensor,
-    expectation: Expectation,
-    *,
-    dims: Mapping[str, int] | None = None,
-    constants: Mapping[str, float] | None = None,
-    others: Mapping[str, Tensor] | None = None,
-) -> Localisation:
+def localise_tensor(name: str, actual: Tensor, expectation: Expectation, known: Surroundings) -> Localisation:
     """Where ``actual`` exceeds what its expectation grants, and what the error looks like there.
 
     Args:
         name: The tensor's name.
         actual: What is there.
         expectation: What should be.
-        dims: Sizes by name.
-        constants: Numbers by name that a factor may be made of.
-        others: Other tensors by name, of any shape.
+        known: What the error may be made of; tensors of any shape.
     """
     actual, note = actual.detach(), ""
     if actual.numel() > _MOST:
         actual, expectation, note = _narrowed(actual, expectation)
-        others = {}
     tolerance, agrees = expectation.tolerance(), expectation.agrees(actual)
     a, e = actual.double(), expectation.expected.detach().double()
     exceeding = ~((a - e).abs() <= tolerance) & ~agrees  # NaN compares false
     # A zero that should be one shows no scaling, shift or sign.
     free = (a == 0) & (e == 0) if actual.is_floating_point() else None
-    place = find_place(exceeding, _dim_names(actual.shape, dims or {}), free)
+    place = find_place(exceeding, _dim_names(actual.shape, known.dims), free)
     if actual.dtype == torch.bool:
         too_many = int((exceeding & (a > e)).sum())
         looks = ((too_many, "where none should be"), (int(exceeding.sum()) - too_many, "missing"))
@@ -93,8 +88,8 @@ def localise_tensor(
     # Where both are the same and not finite there is nothing to explain.
     strange = agrees & ~(a.isfinite() & e.isfinite())
     a, e = (torch.where(strange, 0.0, t) for t in (a, e))
-    same_shape = {k: v.detach() for k, v in (others or {}).items() if v.shape == a.shape}
-    part = Part(a, e, tolerance, exceeding, actual.dtype, sizes=constants or {}, others=same_shape)
+    same_shape = {k: v.detach() for k, v in known.tensors.items() if v.shape == a.shape}
+    part = Part(a, e, tolerance, exceeding, actual.dtype, sizes=known.numbers(), others=same_shape)
     if not place.everywhere:
         part = replace(
             part,
@@ -139,6 +134,6 @@ def _dim_names(shape: Sequence[int], dims: Mapping[str, int]) -> tuple[str, ...]
 
 def _start(place: Place) -> tuple[int, ...] | None:
     """Where a block begins; None for what is no block."""
-    if any(kept != tuple(range(kept[0], kept[-1] + 1)) for kept in place.indices):
+    if any(kept[-1] - kept[0] + 1 != len(kept) for kept in place.indices):
         return None
     return tuple(kept[0] for kept in place.indices)

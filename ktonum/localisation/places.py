@@ -33,14 +33,14 @@ class Place:
     """
 
     words: str
-    indices: tuple[tuple[int, ...], ...]
+    indices: tuple[Sequence[int], ...]
     everywhere: bool
 
     def of(self, tensor: Tensor) -> Tensor:
         """The part of a tensor of the same shape that the place takes up."""
         for dim, kept in enumerate(self.indices):
             if len(kept) < tensor.shape[dim]:
-                tensor = tensor.index_select(dim, torch.tensor(kept, device=tensor.device))
+                tensor = tensor.index_select(dim, torch.tensor(list(kept), device=tensor.device))
         return tensor
 
 
@@ -48,7 +48,7 @@ class Place:
 class _Along:
     """The indices of one dim among which elements exceed, and how to call them; no words: all of them."""
 
-    indices: tuple[int, ...]
+    indices: Sequence[int]
     words: str = ""
     listed: bool = False
 
@@ -70,7 +70,7 @@ def find_place(exceeding: Tensor, names: Sequence[str] = (), free: Tensor | None
             is left counts as filled.
     """
     shape, count = exceeding.shape, int(exceeding.sum())
-    whole = tuple(tuple(range(size)) for size in shape)
+    whole = tuple(range(size) for size in shape)
     if count == 0:
         return Place("all of them together: no element exceeds its own bound", whole, True)
     if not shape:
@@ -85,16 +85,17 @@ def find_place(exceeding: Tensor, names: Sequence[str] = (), free: Tensor | None
     if free is not None:
         shown = [_any(~free, o) for o in others]
         touched = [torch.ones_like(t) if bool((t | ~s).all()) else t for t, s in zip(touched, shown, strict=True)]
-    along = [_along(t.nonzero().flatten().tolist(), shape[d], called[d]) for d, t in enumerate(touched)]
+    along = [_along(t.nonzero().flatten(), shape[d], called[d]) for d, t in enumerate(touched)]
     indices = tuple(a.indices for a in along)
     inside = Place("", indices, False)
     size = math.prod(len(kept) for kept in indices)
     if free is not None:
         size -= int((inside.of(free) & ~inside.of(exceeding)).sum())
-    series = _series(exceeding.reshape(-1).nonzero().flatten().tolist(), exceeding.numel())
-    everywhere = indices == whole
-    if len(shape) > 1 and series is not None and 2 * count < size:
-        return Place(f"{series} in memory", indices, everywhere)
+    everywhere = all(len(kept) == size for kept, size in zip(indices, shape, strict=True))
+    if len(shape) > 1 and 2 * count < size:
+        series = _series(exceeding.reshape(-1).nonzero().flatten(), exceeding.numel())
+        if series is not None:
+            return Place(f"{series} in memory", indices, everywhere)
     if count <= _LISTED and count < size:
         words = f"elements {', '.join(str(i) for i in exceeding.nonzero().tolist())}"
     elif 2 * count >= size and not (len(shape) == 1 and along[0].listed):
@@ -118,20 +119,21 @@ def _joined(along: Sequence[_Along], shape: torch.Size) -> str:
     return ", ".join(along[d].words for d in partial)
 
 
-def _along(found: list[int], size: int, name: str) -> _Along:
-    if len(found) == 1:
-        return _Along((found[0],), f"index {found[0]} along {name}" if size > 1 else "")
+def _along(found: Tensor, size: int, name: str) -> _Along:
+    start, stop = int(found[0]), int(found[-1]) + 1
+    if found.numel() == 1:
+        return _Along((start,), f"index {start} along {name}" if size > 1 else "")
     series = _series(found, size)
     if series is not None:
-        return _Along(tuple(found), f"{series} along {name}")
-    start, stop = found[0], found[-1] + 1
-    gap = max(after - before - 1 for before, after in zip(found, found[1:], strict=False))
-    if len(found) > _RUN * (stop - start):
+        return _Along(tuple(found.tolist()), f"{series} along {name}")
+    gap = int(found.diff().amax()) - 1
+    if found.numel() > _RUN * (stop - start):
         start = 0 if start <= gap else start
         stop = size if size - stop <= gap else stop
-        return _Along(tuple(range(start, stop)), _run(start, stop, size, name))
-    listed = ", ".join(map(str, found[:_LISTED])) + ", ..." * (len(found) > _LISTED)
-    return _Along(tuple(found), f"{len(found)} of {size} indices along {name}: {listed}", listed=True)
+        return _Along(range(start, stop), _run(start, stop, size, name))
+    listed = ", ".join(map(str, found[:_LISTED].tolist())) + ", ..." * (found.numel() > _LISTED)
+    words = f"{found.numel()} of {size} indices along {name}: {listed}"
+    return _Along(tuple(found.tolist()), words, listed=True)
 
 
 def _run(start: int, stop: int, size: int, name: str) -> str:
@@ -149,15 +151,14 @@ def _run(start: int, stop: int, size: int, name: str) -> str:
     return f"{'the tile' if tile else 'indices'} {start} to {stop - 1} along {name}"
 
 
-def _series(found: list[int], size: int) -> str | None:
+def _series(found: Tensor, size: int) -> str | None:
     """Every nth index from the beginning to the end, or None."""
-    if len(found) < _FEWEST_OF_A_SERIES:
+    if found.numel() < _FEWEST_OF_A_SERIES:
         return None
-    step = found[1] - found[0]
-    whole = found == list(range(found[0], found[-1] + 1, step))
-    if step < 2 or not whole or found[0] >= step or size - found[-1] > step:
+    first, last, step = int(found[0]), int(found[-1]), int(found[1] - found[0])
+    if step < 2 or first >= step or size - last > step or bool((found.diff() != step).any()):
         return None
-    return f"every {_ordinal(step)} element, from {found[0]} on,"
+    return f"every {_ordinal(step)} element, from {first} on,"
 
 
 def _ordinal(n: int) -> str:
