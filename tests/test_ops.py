@@ -23,7 +23,6 @@ from ktonum.results import Report, Verdict
 from ktonum.runner import check_named, run_check
 from ktonum.sampling import Draw
 
-
 # Findings 1 and 7 of docs/findings.md: on a CPU, LayerNorm sums the gradient of its bias in 16 bits, and cross-entropy
 # with label smoothing sums log-probabilities in float16.
 FINDINGS_IN_TORCH = {"layer_norm": {"linearity", "upstream"}, "fused_linear_cross_entropy": {"special_values"}}
