@@ -179,8 +179,8 @@ _GROWING = Point({"B": 1, "T": 4, "H": 24, "V": 40}, _AVERAGES, checks=("growth"
 _BIASED = Point({"B": 2, "T": 16, "H": 32, "V": 64}, _AVERAGES, checks=("bias",))
 # Long runs at many sizes or draws: `_GROWING` and `_BIASED` have them.
 _LONG = ("bias", "growth")
-# Checks of many runs each: in Triton's interpreter they take long. The quick profile puts them to the first point, which
-# asks for nothing that published losses lack, and to the fifth.
+# Checks of many runs each: in Triton's interpreter they take long. The quick profile puts them to the first point,
+# which asks for nothing that published losses lack, and to the fifth.
 _MANY_RUNS = ("gradient_subsets", "nonfinite", "upstream", "graph", "autocast", "special_values")
 _EVERY_BRANCH = (
     # Several tiles along every dimension, none of them whole. Its finite differences alone would take a third of the
