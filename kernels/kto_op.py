@@ -173,13 +173,14 @@ _SPECIAL_INPUTS: dict[str, SpecialInputs] = {
 _DETACHED_KL = ("gradcheck",)
 _PRODUCTION = ("forward", "gradients", "determinism")
 # Averages, which do not saturate the sigmoid as sums over thousands of tokens do.
-_GROWING = Point(
-    {"B": 1, "T": 4, "H": 24, "V": 40}, {"average_log_prob": True, "with_bias": True}, checks=("growth", "bias")
-)
-# Long runs at many sizes or draws: `_GROWING` has them.
+_AVERAGES = {"average_log_prob": True, "with_bias": True}
+_GROWING = Point({"B": 1, "T": 4, "H": 24, "V": 40}, _AVERAGES, checks=("growth",))
+# Many elements in few tiles: each draw tells much of a bias, and few are needed.
+_BIASED = Point({"B": 2, "T": 16, "H": 32, "V": 64}, _AVERAGES, checks=("bias",))
+# Long runs at many sizes or draws: `_GROWING` and `_BIASED` have them.
 _LONG = ("bias", "growth")
-# Checks of many runs each: in Triton's interpreter they take long. The first point, which asks for nothing that
-# published losses lack, and the last, which are the smallest, have them in the quick profile, too.
+# Checks of many runs each: in Triton's interpreter they take long. The quick profile puts them to the first point,
+# which asks for nothing that published losses lack, and to the fifth.
 _MANY_RUNS = ("gradient_subsets", "nonfinite", "upstream", "graph", "autocast", "special_values")
 _EVERY_BRANCH = (
     # Several tiles along every dimension, none of them whole. Its finite differences alone would take a third of the
@@ -222,7 +223,15 @@ def _but(points: Sequence[Point], checks: tuple[str, ...]) -> tuple[Point, ...]:
 
 
 _POINTS = _but(_EVERY_BRANCH, _LONG)
-_QUICK = (_POINTS[0], *_but(_POINTS[1:3], _MANY_RUNS), *_POINTS[3:], _GROWING, *_EDGES[::2])
+_QUICK = (
+    _POINTS[0],
+    *_but(_POINTS[1:4], _MANY_RUNS),
+    _POINTS[4],
+    # The longest check in the interpreter: two dtypes have it here, all four in the full profile.
+    replace(_GROWING, dtypes=("bf16", "fp32")),
+    _BIASED,
+    *_EDGES[::2],
+)
 
 _LARGER = _but(
     (
@@ -257,6 +266,7 @@ OP = Op(
         "full": (
             *_POINTS,
             _GROWING,
+            _BIASED,
             *_EDGES,
             *_LARGER,
             *(

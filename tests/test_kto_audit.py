@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ktonum.cases import Case
+from ktonum.checks import checks_for
 from ktonum.context import CaseContext
 from ktonum.kernels.kto_op import OP
 from ktonum.results import Verdict
@@ -16,6 +17,7 @@ CASES = [
     case
     for case in OP.cases(profile="full", dtypes=("fp16", "fp32"), device="cpu")
     if case.point not in OP.points("quick")
+    and {"forward", "gradients"} <= {check.name for check in checks_for(OP, case)}
 ]
 
 
