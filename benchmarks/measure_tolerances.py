@@ -1,6 +1,6 @@
 """Measures an op's errors on fresh inputs and writes its tolerance table.
 
-    python benchmarks/measure_tolerances.py                       # kto in Triton's interpreter, on a CPU: a minute
+    python benchmarks/measure_tolerances.py                       # kto in Triton's interpreter, on a CPU: long
     python benchmarks/measure_tolerances.py --device cuda         # the same on a GPU: replaces that device class's rows
 
 Every tensor of every point of the op's profile, in every dtype, is measured on ``--seeds`` inputs drawn for this
