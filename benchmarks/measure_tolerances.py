@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 class FreshCase(Case):
     """A case whose name, and with it every draw, is that of one replica; the audit's own has none."""
 
-    replica: int
+    replica: int = 0
 
     @property
     def name(self) -> str:

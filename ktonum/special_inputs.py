@@ -14,6 +14,8 @@ SpecialInputs = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, An
 
 # Normal values go to ±10,000 with it: far into the saturation of every exponential, and inside float16's range.
 _LARGE = 2.0**11
+# Outliers go no further than this: what overflows float16 is an infinity, which the check `nonfinite` asks about.
+_LARGEST = 2.0**14
 
 
 def default_special_inputs(names: Sequence[str]) -> dict[str, SpecialInputs]:
@@ -28,7 +30,9 @@ def default_special_inputs(names: Sequence[str]) -> dict[str, SpecialInputs]:
 def _times(name: str, factor: float) -> SpecialInputs:
     def change(inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         # Zeros of one sign: minus zero is another test.
-        changed = inputs[name] * factor if factor else torch.zeros_like(inputs[name])
+        changed = torch.zeros_like(inputs[name])
+        if factor:
+            changed = (inputs[name].double() * factor).clamp(-_LARGEST, _LARGEST).to(changed.dtype)
         return {**inputs, name: changed}
 
     return change
