@@ -13,10 +13,10 @@ from ktonum.bounds import ErrorBound, confidence
 from ktonum.comparison import blocks
 from ktonum.results import Measurement
 
-__all__ = ["Expectation", "Probe", "bounded_probe", "equality_probe"]
+__all__ = ["ENOUGH_TO_AVERAGE", "Expectation", "Probe", "bounded_probe", "equality_probe"]
 
-# Fewer elements than this have no error to average: the projection would repeat the norm.
-_ENOUGH_TO_AVERAGE = 64
+#: Fewer elements than this have no error to average: the projection would repeat the norm.
+ENOUGH_TO_AVERAGE = 64
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def bounded_probe(
     expected: Tensor,
     bound: Callable[[str], ErrorBound],
     scale: float = 1.0,
-    enough: int | None = _ENOUGH_TO_AVERAGE,
+    enough: int | None = ENOUGH_TO_AVERAGE,
 ) -> Probe:
     """Hold ``actual`` against ``expected`` by element, in norm and in projection.
 

@@ -37,6 +37,8 @@ def test_the_page_is_about_defects_that_exist(matrix: ModuleType) -> None:
     defects = matrix.planted_defects()
     names = [d.name for d in defects]
     assert len(set(names)) == len(names)
+    newer = re.search(r"(\d+) defects planted since", PAGE.read_text("utf-8"))
+    assert len(set(names) - set(_marks())) == (int(newer[1]) if newer else 0)
     assert set(_marks()) <= set(names)
     assert len(_marks()) >= 60
     assert all(
