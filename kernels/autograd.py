@@ -142,8 +142,10 @@ class _Scoring(torch.autograd.Function):
                 heads, finite, average=options.average, validate=options.validate, storage=storage
             )
         # Saved, so that a backward frees them however long the loss lives on.
-        ctx.save_for_backward(input, weight, bias, target, sums.statistics, sums.packing.rows, sums.exponentials)
-        ctx.count, ctx.gradient, ctx.options = sums.packing.count, sums.gradient, options
+        packing = sums.packing
+        saved = (sums.statistics, packing.rows, packing.targets, packing.starts, sums.exponentials)
+        ctx.save_for_backward(input, weight, bias, target, *saved)
+        ctx.count, ctx.known, ctx.gradient, ctx.options = packing.count, packing.known, sums.gradient, options
         ctx.set_materialize_grads(False)
         further = tuple(others[name] for name in FURTHER_PASSES if name in others)
         ctx.mark_non_differentiable(logits, *further)
@@ -154,8 +156,8 @@ class _Scoring(torch.autograd.Function):
         needed = ctx.needs_input_grad[:3]
         if upstream is None or not any(needed):
             return (None,) * 7
-        input, weight, bias, target, statistics, rows, exponentials = ctx.saved_tensors
-        options, packing = ctx.options, Packing(rows, ctx.count)
+        input, weight, bias, target, statistics, rows, targets, starts, exponentials = ctx.saved_tensors
+        options, packing = ctx.options, Packing(rows, targets, starts, ctx.count, ctx.known)
         # Its memory becomes the weight's gradient: a second backward computes again what lay there.
         sums = SequenceSums(upstream, statistics, packing, exponentials, ctx.gradient)
         ctx.gradient = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -34,12 +35,11 @@ class BlockSizes:
     stages: int = 3
 
 
-# On an H100 (bf16, 8192 × 4096 × 151,936), in turns with cuBLAS' bare product and over its time: 1.06 stored, with 3
-# stages (4 are alike); 1.04 not stored, with 4 (1.02 with 3, another time). Groups of 8, 16, 22 and 32 row tiles: 1.06,
-# 1.06, 1.04, 1.09 stored and 1.09, 1.04, 1.01, 1.03 not; and whole steps in turns on another machine, of groups of 11,
-# 22 and 32 over those of 16: 0.998, 0.993, 0.992. Through pointers, 128 × 128 tiles ran at 555 to 583 TFLOP/s where
-# cuBLAS ran at 790. The large tile leaves no registers to promote partial products (240 bytes of stack).
-_DESCRIPTORS = BlockSizes(128, 256, 64, descriptors=True, group=22, stages=4)
+# On an H100 (bf16, 8192 × 4096 × 151,936), in turns with cuBLAS' bare product and over its time, ± 0.01: not stored,
+# groups of 16, 22 and 32 row tiles 1.087, 1.097 and 1.065; stored, of 8, 16, 22 and 32 1.074, 1.077, 1.071 and 1.079. A
+# fourth stage costs either 0.02 to 0.03. Through pointers, 128 × 128 tiles ran at 555 to 583 TFLOP/s where cuBLAS ran
+# at 790. The large tile leaves no registers to promote partial products (240 bytes of stack).
+_DESCRIPTORS = BlockSizes(128, 256, 64, descriptors=True, group=32)
 _DESCRIPTORS_STORED = BlockSizes(128, 256, 64, descriptors=True, group=22)
 # Unaligned operands on Hopper, and all on later devices, of which some have 99 KiB of shared memory a block. The small
 # tile leaves registers for a second accumulator.
@@ -54,11 +54,13 @@ _INTERPRETER = BlockSizes(128, 256, 64, promote=2)
 _INTERPRETER_DESCRIPTORS = BlockSizes(128, 256, 64, descriptors=True)
 _INTERPRETER_SOFTMAX = BlockSizes(128, 256, 0)
 
-#: Columns × hidden entries a tile. There, targets' terms included: 13.4 to 14.8 ms, 1.05 of cuBLAS' logits in turns,
-#: where cuBLAS' product without them took 14.0 to 15.4, and 16.5 through float32, to which they could be added.
-WEIGHT_GRADIENT = BlockSizes(64, 128, 256, descriptors=True)
+#: Columns × hidden entries a tile. There, targets' terms included, it takes 1.043 of the time of cuBLAS' product without
+#: them, in turns; 1.052 with three stages and groups of 16. Through float32, to which they could be added, cuBLAS' took
+#: 16.5 ms where it took 14.0 to 15.4.
+WEIGHT_GRADIENT = BlockSizes(64, 128, 256, descriptors=True, group=8, stages=4)
 
 
+@functools.cache
 def block_sizes(
     dtype: torch.dtype,
     *,

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from ktonum.kernels.formula import METRICS, KTOConfig
 from ktonum.kernels.formula_kernels import formula_kernel
+from ktonum.kernels.launcher import Launcher
 
 __all__ = ["FormulaInputs", "formula"]
+
+_formula_kernel = Launcher(formula_kernel)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def formula(inputs: FormulaInputs, config: KTOConfig, dtype: torch.dtype) -> tup
     loss = policy.new_empty(batch if config.reduction == "none" else (), dtype=dtype)
     slope = torch.empty_like(policy)
     metrics = policy.new_empty(len(METRICS), dtype=dtype)
-    formula_kernel[(1,)](
+    _formula_kernel[(1,)](
         policy,
         policy if inputs.reference is None else inputs.reference.contiguous(),
         policy if kl is None else kl.contiguous(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -18,11 +17,18 @@ from ktonum.kernels.gradient_kernels import (
 )
 from ktonum.kernels.hardware import ACCUMULATORS, INTERPRETED, programs, serves_descriptors
 from ktonum.kernels.launch_rows import Coefficients
+from ktonum.kernels.launcher import Launcher, cdiv
 from ktonum.kernels.products import accumulator_dtype, product
 from ktonum.kernels.row_kernels import finish_input_gradient_kernel
 from ktonum.kernels.slabs import Slab
 
 __all__ = ["Rows", "SortedTargets", "bias_gradient", "input_gradient", "weight_gradient"]
+
+_add_target_terms_kernel = Launcher(add_target_terms_kernel)
+_bias_gradient_kernel = Launcher(bias_gradient_kernel)
+_finish_input_gradient_kernel = Launcher(finish_input_gradient_kernel)
+_stretch_bounds_kernel = Launcher(stretch_bounds_kernel)
+_weight_gradient_kernel = Launcher(weight_gradient_kernel)
 
 # Rows of the weight's gradient that exist in the accumulator's dtype at a time: 128 MiB at hidden size 4096.
 _WIDE_ROWS = 8192
@@ -49,10 +55,10 @@ class SortedTargets:
         """Sort ``target``, (N,)."""
         # Sorting takes a pass for each byte.
         in_order, order = torch.sort(target.int(), stable=True)
-        stretches = triton.cdiv(vocabulary, _STRETCH)
+        stretches = cdiv(vocabulary, _STRETCH)
         bounds = torch.empty(stretches + 1, dtype=torch.int64, device=target.device)
         block = 1024 if INTERPRETED else 128
-        stretch_bounds_kernel[(triton.cdiv(stretches + 1, block),)](
+        _stretch_bounds_kernel[(cdiv(stretches + 1, block),)](
             in_order,
             bounds,
             count=len(target),
@@ -107,10 +113,10 @@ def weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_input: T
 def _fused_weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_input: Tensor) -> None:
     (count, columns), hidden = slab.exponentials.shape, grad_rows.shape[1]
     blocks = WEIGHT_GRADIENT
-    tiles = triton.cdiv(columns, blocks.columns) * triton.cdiv(hidden, blocks.hidden)
+    tiles = cdiv(columns, blocks.columns) * cdiv(hidden, blocks.hidden)
     # The interpreter truncates on a cast to bfloat16.
     written = torch.empty_like(grad_rows, dtype=rows.coefficients.scale.dtype) if INTERPRETED else grad_rows
-    weight_gradient_kernel[(programs(grad_rows.device, tiles, persistent=True),)](
+    _weight_gradient_kernel[(programs(grad_rows.device, tiles, persistent=True),)](
         TensorDescriptor.from_tensor(slab.exponentials, [blocks.rows, blocks.columns]),
         TensorDescriptor.from_tensor(weighted_input, [blocks.rows, blocks.hidden]),
         # Half a tile's hidden entries, as the kernel stores them.
@@ -145,7 +151,7 @@ def _add_target_terms(grad_rows: Tensor, first_target: int, rows: Rows) -> None:
     if count == 0:
         return
     block_rows, block_hidden = (64, 256) if INTERPRETED else (32, 64)
-    add_target_terms_kernel[(triton.cdiv(count, block_rows), triton.cdiv(hidden, block_hidden))](
+    _add_target_terms_kernel[(cdiv(count, block_rows), cdiv(hidden, block_hidden))](
         grad_rows,
         rows.input,
         rows.coefficients.at_target,
@@ -167,7 +173,7 @@ def _add_target_terms(grad_rows: Tensor, first_target: int, rows: Rows) -> None:
 def bias_gradient(grad_rows: Tensor, slab: Slab, rows: Rows) -> None:
     """``grad_rows_v = −Σ_t f_t c_t e_tv + Σ_{t: y_t = v} a_t``; (columns,), accumulator's dtype."""
     count, columns = slab.exponentials.shape
-    bias_gradient_kernel[(triton.cdiv(columns, _STRETCH),)](
+    _bias_gradient_kernel[(cdiv(columns, _STRETCH),)](
         slab.exponentials,
         rows.coefficients.scale,
         rows.coefficients.elsewhere,
@@ -199,7 +205,7 @@ def input_gradient(grad: Tensor, places: Tensor, sums: Tensor, weight: Tensor, r
     block_rows, block_hidden = (64, 256) if INTERPRETED else (4, 512)
     # The interpreter truncates on a cast to bfloat16.
     written = torch.zeros_like(grad, dtype=sums.dtype) if INTERPRETED else grad
-    finish_input_gradient_kernel[(triton.cdiv(count, block_rows), triton.cdiv(hidden, block_hidden))](
+    _finish_input_gradient_kernel[(cdiv(count, block_rows), cdiv(hidden, block_hidden))](
         sums,
         rows.coefficients.scale,
         rows.coefficients.elsewhere,

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ktonum.kernels.block_sizes import BlockSizes, block_sizes
 from ktonum.kernels.hardware import INTERPRETED, capability, programs, serves_descriptors, slab_scale
+from ktonum.kernels.launcher import Launcher, cdiv
 from ktonum.kernels.logits_kernels import logits_kernel
 from ktonum.kernels.products import full_precision_products
 from ktonum.kernels.slabs import Slab
 from ktonum.kernels.softmax_kernels import LOG2_E, softmax_kernel
 
 __all__ = ["Projection", "Tiles", "block_sizes_of", "fill_tiles"]
+
+_logits_kernel = Launcher(logits_kernel)
+_softmax_kernel = Launcher(softmax_kernel)
 
 # What tensor cores lose of an inner product of n terms, as a multiple of n: on an H100 log-sum-exps of bf16 logits at
 # hidden size 4096 were short by 3.8e-6 to 4.1e-6 of E_p z on data of mean zero, with outlier dimensions, of mean 0.5
@@ -39,6 +42,8 @@ class Projection:
         bias: b, (V,), contiguous, or None.
         target: (N,), int64, contiguous; values outside [0, V) count as a logit of 0 beside all others, to be masked.
         allow_tf32: Let float32 products run in TF32.
+        limit: How many of the rows are asked for, (1,), int64, where the device alone knows; None for all. Others get
+            any result, and 16-bit products leave them out.
     """
 
     input: Tensor
@@ -46,6 +51,7 @@ class Projection:
     bias: Tensor | None
     target: Tensor
     allow_tf32: bool
+    limit: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -56,16 +62,15 @@ class Tiles:
     sum: Tensor
 
 
-def block_sizes_of(projection: Projection, slab: Tensor | None, *, others: list[Slab] | None = None) -> BlockSizes:
-    """The tile shape for a slab, or for none; ``others`` share its statistics, and so its way of loading."""
-    x, w = projection.input, projection.weight
-    slabs = [s.exponentials for s in others or []] + ([] if slab is None else [slab])
+def block_sizes_of(projection: Projection, slabs: Sequence[Slab], *, stored: bool) -> BlockSizes:
+    """The tile shape where exponentials are stored, or are not; ``slabs`` share statistics, so the way of loading."""
+    x = projection.input
     return block_sizes(
         x.dtype,
         capability=capability(x.device),
         interpreted=INTERPRETED,
-        descriptors=serves_descriptors(x, w, *slabs),
-        stored=slab is not None,
+        descriptors=serves_descriptors(x, projection.weight, *(s.exponentials for s in slabs)),
+        stored=stored,
     )
 
 
@@ -108,7 +113,7 @@ def _fused(
 ) -> None:
     x, w, bias = projection.input, projection.weight, projection.bias
     (rows, hidden), (first, last) = x.shape, columns
-    count = triton.cdiv(rows, blocks.rows) * triton.cdiv(last - first, blocks.columns)
+    count = cdiv(rows, blocks.rows) * cdiv(last - first, blocks.columns)
     operands: tuple[Any, Any, Any] = (x, w, x if slab is None else slab)
     if blocks.descriptors:
         rows_of_x = TensorDescriptor.from_tensor(x, [blocks.rows, blocks.hidden])
@@ -119,13 +124,14 @@ def _fused(
             written = TensorDescriptor.from_tensor(slab, [blocks.rows, blocks.columns // 2])
         operands = (rows_of_x, columns_of_w, written)
     corrected = blocks.descriptors and not INTERPRETED
-    logits_kernel[(programs(x.device, count, persistent=blocks.descriptors),)](
+    _logits_kernel[(programs(x.device, count, persistent=blocks.descriptors),)](
         *operands,
         w if bias is None else bias,
         projection.target,
         shift,
         shift if tiles is None else tiles.shift,
         shift if tiles is None else tiles.sum,
+        projection.target if projection.limit is None else projection.limit,
         row_count=rows,
         first_column=first,
         column_count=last - first,
@@ -139,6 +145,7 @@ def _fused(
         stride_slab_row=0 if slab is None else slab.stride(0),
         DESCRIPTORS=blocks.descriptors,
         HAS_BIAS=bias is not None,
+        HAS_LIMIT=projection.limit is not None,
         STATISTICS=tiles is not None,
         STORE=slab is not None,
         TILE_RELATIVE=slab is not None and x.dtype == torch.float16,
@@ -189,7 +196,7 @@ def _softmax(
     stored: bool,
 ) -> None:
     rows, count = logits.shape
-    softmax_kernel[(triton.cdiv(count, blocks.columns), triton.cdiv(rows, blocks.rows))](
+    _softmax_kernel[(cdiv(count, blocks.columns), cdiv(rows, blocks.rows))](
         logits,
         logits if projection.bias is None else projection.bias,
         projection.target,

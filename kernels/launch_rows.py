@@ -1,26 +1,31 @@
-"""Launching the small kernels beside the matrix products: counts, sums over columns and tokens, rows' coefficients."""
+"""Launching the small kernels beside the matrix products: sums over columns and tokens, rows' coefficients."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
 
 from ktonum.kernels.hardware import INTERPRETED
 from ktonum.kernels.launch import RowStatistics
+from ktonum.kernels.launcher import Launcher, cdiv
 from ktonum.kernels.products import accumulator_dtype
 from ktonum.kernels.row_kernels import scale_rows_kernel
 from ktonum.kernels.sum_kernels import (
     column_sums_kernel,
-    count_targets_kernel,
     input_sums_kernel,
     logit_sums_kernel,
     row_coefficients_kernel,
 )
 
-__all__ = ["ColumnSums", "Coefficients", "column_sums", "count_targets", "logit_sums", "row_coefficients", "scale_rows"]
+__all__ = ["ColumnSums", "Coefficients", "column_sums", "logit_sums", "row_coefficients", "scale_rows"]
+
+_column_sums_kernel = Launcher(column_sums_kernel)
+_input_sums_kernel = Launcher(input_sums_kernel)
+_logit_sums_kernel = Launcher(logit_sums_kernel)
+_row_coefficients_kernel = Launcher(row_coefficients_kernel)
+_scale_rows_kernel = Launcher(scale_rows_kernel)
 
 
 @dataclass(frozen=True)
@@ -47,28 +52,18 @@ class Coefficients:
     scale: Tensor
 
 
-def count_targets(target: Tensor, vocabulary: int, ignore_index: int) -> Tensor:
-    """How many targets, int64, are unmasked, and how many of those are outside the vocabulary: (2,), int64."""
-    counts = torch.empty(2, dtype=torch.int64, device=target.device)
-    target = target.contiguous()
-    count_targets_kernel[(1,)](
-        target, counts, count=target.numel(), vocabulary=vocabulary, ignore_index=ignore_index, BLOCK=2048, num_warps=8
-    )
-    return counts
-
-
 def column_sums(weight: Tensor) -> ColumnSums:
     """Of a head, (V, H), any strides."""
     rows, hidden = weight.shape
     stretches, block_rows, block_hidden = (1, 1024, 256) if INTERPRETED else (64, 16, 256)
     sums = torch.empty((stretches, hidden), dtype=torch.float64, device=weight.device)
     largest = torch.empty_like(sums, dtype=accumulator_dtype(weight.dtype))
-    column_sums_kernel[(stretches, triton.cdiv(hidden, block_hidden))](
+    _column_sums_kernel[(stretches, cdiv(hidden, block_hidden))](
         weight,
         sums,
         largest,
         row_count=rows,
-        rows_each=triton.cdiv(rows, stretches),
+        rows_each=cdiv(rows, stretches),
         hidden=hidden,
         stride_weight_row=weight.stride(0),
         stride_weight_hidden=weight.stride(1),
@@ -78,29 +73,29 @@ def column_sums(weight: Tensor) -> ColumnSums:
     return ColumnSums(sums, largest)
 
 
-def logit_sums(input: Tensor, columns: ColumnSums, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Σ_t Σ_v z_tv = (Σ_t x_t) · (Σ_v w_v) + T Σ_v b_v, (B,), and a bound on every partial sum of a logit, a scalar.
-
-    float64; no pass over logits; masked tokens included. Where anything is not finite, the bound is not either.
+def logit_sums(input: Tensor, columns: ColumnSums, bias: Tensor | None, sound: Tensor) -> Tensor:
+    """Σ_t Σ_v z_tv = (Σ_t x_t) · (Σ_v w_v) + T Σ_v b_v, (B,), float64; no pass over logits; masked tokens included.
 
     Args:
         input: (B, T, H), any strides.
         columns: Of the head.
         bias: (V,), contiguous, or None.
+        sound: Written, (2,), float64: a bound on every partial sum of a logit, and the sum of the result, of which one
+            is not finite where anything is not.
     """
     batch, tokens, hidden = input.shape
     block_tokens, block_hidden = (128, 256) if INTERPRETED else (16, 256)
-    tokens_each = 4096 if INTERPRETED else 256
-    stretches, tiles = triton.cdiv(tokens, tokens_each), triton.cdiv(hidden, block_hidden)
-    parts = torch.empty((2, batch, stretches * tiles), dtype=torch.float64, device=input.device)
-    sums = torch.empty(batch + 1, dtype=torch.float64, device=input.device)
-    if parts.numel():
-        input_sums_kernel[(batch * stretches, tiles)](
+    tokens_each = 4096 if INTERPRETED else 128
+    stretches, tiles = cdiv(tokens, tokens_each), cdiv(hidden, block_hidden)
+    count = batch * stretches * tiles
+    found = torch.empty(2 * count + batch, dtype=torch.float64, device=input.device)
+    parts, sums = found[: 2 * count], found[2 * count :]
+    if count:
+        _input_sums_kernel[(batch * stretches, tiles)](
             input,
             columns.sums,
             columns.largest,
-            parts[0],
-            parts[1],
+            parts,
             tokens=tokens,
             tokens_each=tokens_each,
             stretches=stretches,
@@ -111,12 +106,13 @@ def logit_sums(input: Tensor, columns: ColumnSums, bias: Tensor | None) -> tuple
             stride_input_hidden=input.stride(2),
             BLOCK_ROWS=block_tokens,
             BLOCK_HIDDEN=block_hidden,
+            BLOCK_STRETCHES=8,
         )
-    logit_sums_kernel[(1,)](
-        parts[0],
-        parts[1],
+    _logit_sums_kernel[(1,)](
+        parts,
         parts if bias is None else bias,
         sums,
+        sound,
         batch=batch,
         parts=stretches * tiles,
         tokens=tokens,
@@ -125,7 +121,7 @@ def logit_sums(input: Tensor, columns: ColumnSums, bias: Tensor | None) -> tuple
         BLOCK_SEQUENCES=16,
         BLOCK=2048,
     )
-    return sums[:batch], sums[batch]
+    return sums
 
 
 def row_coefficients(
@@ -154,9 +150,9 @@ def row_coefficients(
         dtype: Of the hidden states.
     """
     wide = accumulator_dtype(dtype)
-    at_target, elsewhere = torch.empty((2, len(target)), dtype=wide, device=target.device)
+    at_target, elsewhere = torch.empty((2, len(target)), dtype=wide, device=target.device).unbind()
     found = Coefficients(at_target, elsewhere, torch.empty((), dtype=wide, device=target.device))
-    row_coefficients_kernel[(1,)](
+    _row_coefficients_kernel[(1,)](
         upstream.contiguous(),
         statistics.others,
         statistics.factor,
@@ -181,7 +177,7 @@ def scale_rows(rows: Tensor, factors: Tensor, out: Tensor) -> None:
     written = torch.empty_like(out, dtype=factors.dtype) if INTERPRETED else out
     block_rows, block_columns = (64, 256) if INTERPRETED else (4, 512)
     if count:
-        scale_rows_kernel[(triton.cdiv(count, block_rows), triton.cdiv(columns, block_columns))](
+        _scale_rows_kernel[(cdiv(count, block_rows), cdiv(columns, block_columns))](
             rows,
             factors,
             written,

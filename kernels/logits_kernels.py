@@ -124,6 +124,7 @@ def logits_kernel(
     shift_ptr,
     tile_shift_ptr,
     tile_sum_ptr,
+    limit_ptr,
     row_count,
     first_column,
     column_count,
@@ -136,6 +137,7 @@ def logits_kernel(
     stride_slab_row,
     DESCRIPTORS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_LIMIT: tl.constexpr,
     STATISTICS: tl.constexpr,
     STORE: tl.constexpr,
     TILE_RELATIVE: tl.constexpr,
@@ -151,9 +153,12 @@ def logits_kernel(
     """`tile_exponentials` of the columns [first_column, first_column + column_count), with z₂ = scale (x Wᵀ) + b₂.
 
     ``input``, ``weight`` and ``slab`` are tensor descriptors, or pointers with strides. With STORE, SLAB_SCALE e_tv
-    goes to ``slab``, (rows, column_count), rounded to its dtype.
+    goes to ``slab``, (rows, column_count), rounded to its dtype. With HAS_LIMIT only the rows before the number at
+    ``limit``, int64, are asked for.
     """
     row_tiles = tl.cdiv(row_count, BLOCK_ROWS)
+    if HAS_LIMIT:
+        row_tiles = tl.cdiv(tl.load(limit_ptr).to(tl.int32), BLOCK_ROWS)
     column_tiles = tl.cdiv(column_count, BLOCK_COLUMNS)
     # Flattened, a tile's first loads are under way while the one before is finished: see benchmarks/notes.md.
     for tile in tl.range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0), flatten=DESCRIPTORS):

@@ -72,7 +72,7 @@ def _sequence_logps(
     store: bool,
     workspace: int,
 ) -> list[Tensor]:
-    """`forward_passes`, flat: policy, logit sums, `FURTHER_PASSES`, statistics, rows, count, stored."""
+    """`forward_passes`, flat: policy, logit sums, `FURTHER_PASSES`, statistics, the packing, stored."""
     tensors = {
         "input": input,
         "weight": weight,
@@ -92,11 +92,13 @@ def _sequence_logps(
     with torch.cuda.device_of(input):  # type: ignore[no-untyped-call]
         sums, logit_sums, others = forward_passes(heads, named, average=average, validate=validate, storage=storage)
     none = sums.logps.new_empty(0)
-    # The count is a CPU scalar, so that a backward reads it without waiting for the device.
-    count = torch.tensor(sums.packing.count)
+    packing = sums.packing
+    # On the CPU, so that a backward reads it without waiting for the device.
+    count = torch.tensor((packing.count, packing.known))
     further = [others.get(name, none.clone()) for name in FURTHER_PASSES]
     # An output may be no view of another.
-    return [sums.logps, logit_sums.clone(), *further, sums.statistics, sums.packing.rows, count, sums.exponentials]
+    order = (packing.rows, packing.targets.clone(), packing.starts.clone())
+    return [sums.logps, logit_sums.clone(), *further, sums.statistics, *order, count, sums.exponentials]
 
 
 @_sequence_logps.register_fake
@@ -133,7 +135,9 @@ def _(
         *(input.new_empty(size, dtype=wide) for size in sizes),
         input.new_empty((4, target.numel()), dtype=wide),
         target.new_empty(target.numel(), dtype=torch.int64),
-        torch.empty((), dtype=torch.int64, device="cpu"),
+        target.new_empty(target.numel(), dtype=torch.int64),
+        target.new_empty(len(target) + 1, dtype=torch.int64),
+        torch.empty(2, dtype=torch.int64, device="cpu"),
         input.new_empty(stored, dtype=slab_dtype(input.dtype)),
     ]
 
@@ -147,6 +151,8 @@ def _sequence_logps_backward(
     target: Tensor,
     statistics: Tensor,
     rows: Tensor,
+    targets: Tensor,
+    starts: Tensor,
     count: Tensor,
     exponentials: Tensor,
     input_gradient: bool,
@@ -159,7 +165,8 @@ def _sequence_logps_backward(
     """`ktonum.kernels.sequence_gradients.sequence_gradients`, flat."""
     head = Head(input, weight, bias, target, ignore_index, allow_tf32)
     # A backward does not read the forward's sums.
-    sums = SequenceSums(upstream, statistics, Packing(rows, int(count)), exponentials)
+    scored, known = count.tolist()
+    sums = SequenceSums(upstream, statistics, Packing(rows, targets, starts, scored, bool(known)), exponentials)
     wanted = (input_gradient, weight_gradient, bias_gradient)
     with torch.cuda.device_of(input):  # type: ignore[no-untyped-call]
         return sequence_gradients(head, upstream, sums, wanted=wanted, workspace=workspace)
@@ -174,6 +181,8 @@ def _(
     target: Tensor,
     statistics: Tensor,
     rows: Tensor,
+    targets: Tensor,
+    starts: Tensor,
     count: Tensor,
     exponentials: Tensor,
     input_gradient: bool,
@@ -193,8 +202,8 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     input, weight, bias, target = inputs[:4]
     ignore_index, _, allow_tf32, _, _, workspace = inputs[-6:]
-    statistics, rows, count, exponentials = output[-4:]
-    ctx.save_for_backward(input, weight, bias, target, statistics, rows, count, exponentials)
+    # Statistics, rows, targets, starts, count and exponentials.
+    ctx.save_for_backward(input, weight, bias, target, *output[-6:])
     ctx.options = (ignore_index, allow_tf32, workspace)
     ctx.set_materialize_grads(False)
 

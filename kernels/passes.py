@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from ktonum.errors import InputError
 from ktonum.kernels.fetching import Fetch
 from ktonum.kernels.frozen_heads import kept_column_sums
-from ktonum.kernels.launch_rows import ColumnSums, column_sums, count_targets, logit_sums
+from ktonum.kernels.launch_rows import column_sums, logit_sums
 from ktonum.kernels.packing import Packing, capturing
 from ktonum.kernels.sequences import Head, SequenceSums, Storage, sequence_sums
 from ktonum.kernels.validation import refuse_nonfinite
@@ -57,36 +58,50 @@ def forward_passes(
             "values cannot be validated while a CUDA graph is captured: pass validate=False, after a validated run on "
             "the same inputs"
         )
-    counts = None
-    if not capturing(policy.input):
-        found = [_counts(head) for head in _by_target(heads).values()]
-        # Nothing else is under way that this would wait for.
-        counts = (found[0] if len(found) == 1 else torch.cat(found)).tolist()
+    described = _by_target(heads)
+    counts = torch.empty((len(described), 2), dtype=torch.int64, device=policy.input.device)
+    packings = {
+        name: Packing.of(head.target, head.weight.shape[0], head.ignore_index, row)
+        for (name, head), row in zip(described.items(), counts.unbind(), strict=True)
+    }
+    fetch = None if capturing(policy.input) else Fetch(counts)
     # The device sums columns while the host launches the first pass.
     columns = {"weight": column_sums(policy.weight)}
-    for name, head in heads.items():
-        if validate and PASSES[name][1] not in columns:
-            columns[PASSES[name][1]] = kept_column_sums(head.weight)
-    packings = _packings(heads, counts, average, validate)
-    others = {
-        name: sequence_sums(head, packings[PASSES[name][3]]).logps for name, head in heads.items() if head is not policy
-    }
-    bounded = {
-        name: _logit_sums(head, columns[PASSES[name][1]]) for name, head in heads.items() if validate or head is policy
-    }
+    others = {}
+    further = [name for name in heads if name != "policy"]
+    # A pass without a backward needs nothing that the device does not know; the library's products do.
+    if further and heads[further[0]].input.dtype.itemsize == 2:
+        name = further.pop(0)
+        others[name] = _logps(heads[name], packings[PASSES[name][3]])
+    if fetch is not None:
+        numbers = fetch.values()
+        for (name, head), count, outside in zip(described.items(), numbers[::2], numbers[1::2], strict=True):
+            if validate:
+                _check_targets(name, head, int(count), int(outside), average)
+            packings[name] = replace(packings[name], count=int(count), known=True)
+    for name in further:
+        others[name] = _logps(heads[name], packings[PASSES[name][3]])
+    bounded = [name for name in heads if validate or name == "policy"]
+    sound = torch.empty((len(bounded), 2), dtype=torch.float64, device=policy.input.device)
+    for name, row in zip(bounded, sound.unbind(), strict=True):
+        head, weight_name = heads[name], PASSES[name][1]
+        if weight_name not in columns:
+            columns[weight_name] = kept_column_sums(head.weight)
+        found = logit_sums(head.input, columns[weight_name], None if head.bias is None else head.bias.contiguous(), row)
+        if head is policy:
+            logits = found
     soundness = None
     if validate:
-        # A sum is finite if and only if each term is: they are far from float64's largest.
-        totals = [t.sum(dtype=torch.float64) for t in (*(sums for sums, _ in bounded.values()), *finite.values())]
-        soundness = Fetch(torch.stack([*(largest for _, largest in bounded.values()), *totals]))
+        totals = [t.sum(dtype=torch.float64).view(1) for t in finite.values()]
+        soundness = Fetch(torch.cat([sound.view(-1), *totals]) if totals else sound)
     sums = sequence_sums(policy, packings["target"], storage)
     if soundness is not None:
-        _check(soundness.values(), heads, {"policy": sums.logps, **others}, list(bounded), finite)
-    return sums, bounded["policy"][0], others
+        _check(soundness.values(), heads, {"policy": sums.logps, **others}, bounded, finite)
+    return sums, logits, others
 
 
-def _logit_sums(head: Head, columns: ColumnSums) -> tuple[Tensor, Tensor]:
-    return logit_sums(head.input, columns, None if head.bias is None else head.bias.contiguous())
+def _logps(head: Head, packing: Packing) -> Tensor:
+    return sequence_sums(head, packing).logps
 
 
 def _check(
@@ -96,11 +111,11 @@ def _check(
     bounded: Sequence[str],
     finite: Mapping[str, Tensor],
 ) -> None:
-    """Refuse what is not finite. ``found``: bounds of the passes ``bounded``, their totals, totals of ``finite``."""
-    largest, totals, further = found[: len(bounded)], found[len(bounded) : 2 * len(bounded)], found[2 * len(bounded) :]
+    """Refuse what is not finite. ``found``: what `logit_sums` says of the passes ``bounded``, totals of ``finite``."""
+    further = found[2 * len(bounded) :]
     # Far enough from the accumulator's largest number that log₂ e times it is one too.
     top = torch.finfo(torch.promote_types(heads["policy"].input.dtype, torch.float32)).max / 4
-    for name, bound, total in zip(bounded, largest, totals, strict=True):
+    for name, bound, total in zip(bounded, found[::2], found[1::2], strict=False):
         if not (bound < top and math.isfinite(total)):
             _refuse(name, heads[name], logps[name])
     for (name, tensor), total in zip(finite.items(), further, strict=True):
@@ -116,26 +131,15 @@ def _by_target(heads: Mapping[str, Head]) -> dict[str, Head]:
     return found
 
 
-def _counts(head: Head) -> Tensor:
-    return count_targets(head.target, head.weight.shape[0], head.ignore_index)
-
-
-def _packings(heads: Mapping[str, Head], counts: list[int] | None, average: bool, validate: bool) -> dict[str, Packing]:
-    packings = {}
-    numbers = None if counts is None else iter(counts)
-    for name, head in _by_target(heads).items():
-        target, count = head.target, head.target.numel()
-        if numbers is not None:
-            count, outside = next(numbers), next(numbers)
-            if validate and outside:
-                _refuse_target(name, head)
-            if validate and average and count == 0:
-                raise InputError(
-                    f"every token of {name} is masked by ignore_index = {head.ignore_index}: with "
-                    f"average_log_prob=True the loss is 0/0; drop the batch or pass average_log_prob=False"
-                )
-        packings[name] = Packing.of(target, head.ignore_index, count)
-    return packings
+def _check_targets(name: str, head: Head, count: int, outside: int, average: bool) -> None:
+    """Of ``count`` unmasked targets ``outside`` are outside the vocabulary."""
+    if outside:
+        _refuse_target(name, head)
+    if average and count == 0:
+        raise InputError(
+            f"every token of {name} is masked by ignore_index = {head.ignore_index}: with average_log_prob=True the "
+            f"loss is 0/0; drop the batch or pass average_log_prob=False"
+        )
 
 
 def _refuse_target(name: str, head: Head) -> None:

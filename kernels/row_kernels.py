@@ -157,10 +157,12 @@ def rescale_slab_kernel(
     Tiles are BLOCK_COLUMNS wide; the slab's first is the vocabulary's ``first_tile``. ``differ``, of blocks of
     BLOCK_ROWS rows, says where there is anything to do.
     """
-    if tl.load(differ_ptr + tl.program_id(1)) != 0:
-        first_row = tl.program_id(1) * BLOCK_ROWS
-        # Neighbouring programs have neighbouring columns, so that they read the same pages of memory.
-        tiles = tl.program_id(0) * TILES + tl.arange(0, TILES)
+    if tl.load(differ_ptr + tl.program_id(1)) == 0:
+        return
+    first_row = tl.program_id(1) * BLOCK_ROWS
+    # Neighbouring programs have neighbouring columns, so that they read the same pages of memory.
+    for group in range(tl.program_id(0), tl.cdiv(column_count, BLOCK_COLUMNS * TILES), tl.num_programs(0)):
+        tiles = group * TILES + tl.arange(0, TILES)
         local = tiles[:, None] * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
         shifts = tile_shift_ptr + (first_tile + tiles).to(tl.int64)[None, :] * row_count
         for first in range(first_row, first_row + BLOCK_ROWS, ROWS_AT_A_TIME):

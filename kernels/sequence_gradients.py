@@ -42,7 +42,7 @@ def sequence_gradients(
     if memory is None and weight_wanted:
         memory = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
     scored, places = projection(head, sums.packing), sums.packing.rows[:count]
-    statistics = launch.RowStatistics(*sums.statistics[:, :count])
+    statistics = launch.RowStatistics(*sums.statistics[:, :count].unbind())
     coefficients = row_coefficients(
         upstream, statistics, scored.target, places, tokens=tokens, ignore_index=head.ignore_index, dtype=weight.dtype
     )

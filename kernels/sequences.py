@@ -79,10 +79,10 @@ def sequence_sums(head: Head, packing: Packing, storage: Storage | None = None) 
     Args:
         head: See there.
         packing: Of its targets.
-        storage: For the exponentials that a backward needs; None to keep none.
+        storage: For the exponentials that a backward needs; None if there is none, and masked rows need no result.
     """
-    weight, target, storage = head.weight, head.target, storage or Storage()
-    scored = projection(head, packing)
+    weight, target, limit = head.weight, head.target, packing.limit if storage is None else None
+    scored, storage = projection(head, packing, limit), storage or Storage()
     dtype = slab_dtype(weight.dtype)
     exponentials = torch.empty(storage.workspace, dtype=dtype, device=weight.device)
     plan = SlabPlan.of(
@@ -94,13 +94,14 @@ def sequence_sums(head: Head, packing: Packing, storage: Storage | None = None) 
     )
     gradient = torch.empty(weight.shape, dtype=dtype, device=weight.device) if plan.in_gradient else None
     statistics = torch.empty(4, target.numel(), dtype=torch.float64, device=weight.device)
-    rows = launch.RowStatistics(*statistics[:, : packing.count])
+    rows = launch.RowStatistics(*statistics[:, : packing.count].unbind())
     launch.row_statistics(scored, rows, slabs=plan.stored(exponentials, gradient))
-    logps = packing.sum_by_sequence(rows.logps, target, head.ignore_index)
+    logps = packing.sum_by_sequence(rows.logps)
     return SequenceSums(logps, statistics, packing, exponentials, gradient)
 
 
-def projection(head: Head, packing: Packing) -> Projection:
+def projection(head: Head, packing: Packing, limit: Tensor | None = None) -> Projection:
     """The rows to score."""
-    x, y = packing.pack(head.input, head.target)
-    return Projection(x, head.weight, None if head.bias is None else head.bias.contiguous(), y, head.allow_tf32)
+    x, y = packing.pack(head.input)
+    bias = None if head.bias is None else head.bias.contiguous()
+    return Projection(x, head.weight, bias, y, head.allow_tf32, limit)

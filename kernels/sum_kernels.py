@@ -1,4 +1,4 @@
-"""Triton: counts of targets, sums of hidden states and heads, and the rows' coefficients: one launch each.
+"""Triton: sums of hidden states and heads, and the rows' coefficients: one launch each.
 
 A launch costs the host some 20 to 50 µs, which a small batch waits for; PyTorch makes a dozen of each of these.
 """
@@ -9,7 +9,6 @@ import triton.language as tl
 
 __all__ = [
     "column_sums_kernel",
-    "count_targets_kernel",
     "input_sums_kernel",
     "logit_sums_kernel",
     "row_coefficients_kernel",
@@ -47,31 +46,12 @@ def column_sums_kernel(
     tl.store(largest_ptr + at, tl.max(largest, axis=0), mask=inside)
 
 
-@triton.jit(do_not_specialize=["count", "vocabulary", "ignore_index"])
-def count_targets_kernel(target_ptr, count_ptr, count, vocabulary, ignore_index, BLOCK: tl.constexpr):
-    """``count[0]``: targets that are not ``ignore_index``; ``count[1]``: those of them outside the vocabulary; int64.
-
-    One program: the host waits for it before it can launch anything else, and several small kernels took 0.3 ms.
-    """
-    unmasked = tl.zeros((BLOCK,), dtype=tl.int64)
-    outside = tl.zeros((BLOCK,), dtype=tl.int64)
-    for first in range(0, count, BLOCK):
-        places = first + tl.arange(0, BLOCK)
-        target = tl.load(target_ptr + places, mask=places < count, other=0)
-        taken = (places < count) & (target != ignore_index)
-        unmasked += taken.to(tl.int64)
-        outside += (taken & ((target < 0) | (target >= vocabulary))).to(tl.int64)
-    tl.store(count_ptr, tl.sum(unmasked, axis=0))
-    tl.store(count_ptr + 1, tl.sum(outside, axis=0))
-
-
 @triton.jit(do_not_specialize=["tokens", "tokens_each", "stretches", "column_stretches"])
 def input_sums_kernel(
     input_ptr,
     column_sum_ptr,
     column_largest_ptr,
-    sum_ptr,
-    bound_ptr,
+    part_ptr,
     tokens,
     tokens_each,
     stretches,
@@ -82,8 +62,9 @@ def input_sums_kernel(
     stride_input_hidden,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
+    BLOCK_STRETCHES: tl.constexpr,
 ):
-    """Parts of Σ_h (Σ_t x_th) (Σ_v w_vh) and of Σ_h max |x_h| max |w_h|: (sequences × stretches of T, H tiles).
+    """Parts of Σ_h (Σ_t x_th) (Σ_v w_vh) and of Σ_h max |x_h| max |w_h|: (2, sequences × stretches of T, H tiles).
 
     float64, but for sums over tokens, which are in the dtype of ``column_largest``.
     """
@@ -101,26 +82,30 @@ def input_sums_kernel(
         x = tl.load(start + at, mask=(rows < stop)[:, None] & inside[None, :], other=0.0).to(total.dtype)
         total += x
         largest = tl.maximum(largest, tl.abs(x))
-    weight = tl.zeros((BLOCK_HIDDEN,), dtype=tl.float64)
-    weight_largest = tl.zeros((BLOCK_HIDDEN,), dtype=column_largest_ptr.dtype.element_ty)
-    for column_stretch in range(0, column_stretches):
-        at = column_stretch * hidden + offsets
-        weight += tl.load(column_sum_ptr + at, mask=inside, other=0.0)
-        weight_largest = tl.maximum(weight_largest, tl.load(column_largest_ptr + at, mask=inside, other=0.0))
+    weight = tl.zeros((BLOCK_STRETCHES, BLOCK_HIDDEN), dtype=tl.float64)
+    weight_largest = tl.zeros((BLOCK_STRETCHES, BLOCK_HIDDEN), dtype=column_largest_ptr.dtype.element_ty)
+    # Several at a time: one after the other, 64 reads' latency was half of this kernel's 80 µs.
+    for first in range(0, column_stretches, BLOCK_STRETCHES):
+        stretches_here = first + tl.arange(0, BLOCK_STRETCHES)
+        at = stretches_here[:, None].to(tl.int64) * hidden + offsets[None, :]
+        there = (stretches_here < column_stretches)[:, None] & inside[None, :]
+        weight += tl.load(column_sum_ptr + at, mask=there, other=0.0)
+        weight_largest = tl.maximum(weight_largest, tl.load(column_largest_ptr + at, mask=there, other=0.0))
     place = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     sums = tl.sum(total.to(tl.float64), axis=0)
-    tl.store(sum_ptr + place, tl.sum(sums * weight, axis=0))
+    tl.store(part_ptr + place, tl.sum(sums * tl.sum(weight, axis=0), axis=0))
     # A sum over hidden entries of the largest products: no partial sum of a logit is larger.
-    largest_product = tl.max(largest, axis=0).to(tl.float64) * weight_largest.to(tl.float64)
-    tl.store(bound_ptr + place, tl.sum(largest_product, axis=0))
+    largest_product = tl.max(largest, axis=0).to(tl.float64) * tl.max(weight_largest, axis=0).to(tl.float64)
+    parts = tl.num_programs(0) * tl.num_programs(1)
+    tl.store(part_ptr + parts + place, tl.sum(largest_product, axis=0))
 
 
 @triton.jit(do_not_specialize=["batch", "parts", "tokens", "vocabulary"])
 def logit_sums_kernel(
-    sum_ptr,
-    bound_ptr,
+    part_ptr,
     bias_ptr,
-    result_ptr,
+    sum_ptr,
+    sound_ptr,
     batch,
     parts,
     tokens,
@@ -129,9 +114,10 @@ def logit_sums_kernel(
     BLOCK_SEQUENCES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Sums over the parts of each sequence, from `input_sums_kernel`, plus ``tokens`` Σ_v b_v; then the largest bound.
+    """Sums over the parts of each sequence, from `input_sums_kernel`, plus ``tokens`` Σ_v b_v: (batch,), float64.
 
-    ``result``, (batch + 1,), float64. One program: at most a few thousand numbers, and the bias.
+    ``sound``, (2,), float64: the largest bound, and the sum of all sums. One program: at most a few thousand numbers,
+    and the bias.
     """
     bias_sum = tl.zeros((BLOCK,), dtype=tl.float64)
     bias_largest = tl.zeros((BLOCK,), dtype=tl.float64)
@@ -143,6 +129,7 @@ def logit_sums_kernel(
             bias_largest = tl.maximum(bias_largest, tl.abs(bias))
     added = tl.sum(bias_sum, axis=0) * tokens
     largest = tl.zeros((BLOCK_SEQUENCES,), dtype=tl.float64)
+    total = tl.zeros((BLOCK_SEQUENCES,), dtype=tl.float64)
     width: tl.constexpr = BLOCK // BLOCK_SEQUENCES
     for first in range(0, batch, BLOCK_SEQUENCES):
         sequences = first + tl.arange(0, BLOCK_SEQUENCES)
@@ -152,11 +139,15 @@ def logit_sums_kernel(
             which = part + tl.arange(0, width)
             at = sequences.to(tl.int64)[:, None] * parts + which[None, :]
             mask = (sequences < batch)[:, None] & (which < parts)[None, :]
-            sums += tl.load(sum_ptr + at, mask=mask, other=0.0)
-            bounds += tl.load(bound_ptr + at, mask=mask, other=0.0)
-        tl.store(result_ptr + sequences, tl.sum(sums, axis=1) + added, mask=sequences < batch)
+            sums += tl.load(part_ptr + at, mask=mask, other=0.0)
+            bounds += tl.load(part_ptr + batch * parts + at, mask=mask, other=0.0)
+        of_sequences = tl.where(sequences < batch, tl.sum(sums, axis=1) + added, 0.0)
+        tl.store(sum_ptr + sequences, of_sequences, mask=sequences < batch)
+        total += of_sequences
         largest = tl.maximum(largest, tl.sum(bounds, axis=1))
-    tl.store(result_ptr + batch, tl.max(largest, axis=0) + tl.max(bias_largest, axis=0))
+    tl.store(sound_ptr, tl.max(largest, axis=0) + tl.max(bias_largest, axis=0))
+    # Finite if and only if each of them is: they are far from float64's largest.
+    tl.store(sound_ptr + 1, tl.sum(total, axis=0))
 
 
 @triton.jit(do_not_specialize=["row_count", "tokens", "ignore_index"])

@@ -58,7 +58,7 @@ class KTOInputs:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that were given, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def check_structure(inputs: KTOInputs, config: KTOConfig) -> None:

@@ -38,6 +38,7 @@ from ktonum.kernels.gradient_kernels import (
     weight_gradient_kernel,
 )
 from ktonum.kernels.logits_kernels import logits_kernel
+from ktonum.kernels.packing_kernels import pack_targets_kernel, sequence_sums_kernel
 from ktonum.kernels.products import accumulator_dtype
 from ktonum.kernels.row_kernels import (
     finish_input_gradient_kernel,
@@ -49,7 +50,6 @@ from ktonum.kernels.row_kernels import (
 from ktonum.kernels.softmax_kernels import softmax_kernel
 from ktonum.kernels.sum_kernels import (
     column_sums_kernel,
-    count_targets_kernel,
     input_sums_kernel,
     logit_sums_kernel,
     row_coefficients_kernel,
@@ -133,7 +133,7 @@ def softmax(dtype: torch.dtype) -> Iterator[Variant]:
 def logits(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
     """The logits kernel as a forward and as a backward launches it."""
     pointee = _POINTEES[dtype]
-    shared = {"bias_ptr": f"*{pointee}", "target_ptr": "*i64", "scale": "fp32"}
+    shared = {"bias_ptr": f"*{pointee}", "target_ptr": "*i64", "limit_ptr": "*i64", "scale": "fp32"}
     shared |= {f"{n}_ptr": "*fp32" for n in ("shift", "tile_shift", "tile_sum")}
     pointers = {n: f"*{pointee}" for n in ("input", "weight", "slab")}
     # What a forward keeps for its backward is float64.
@@ -151,7 +151,7 @@ def logits(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
         launched = {f"{label}, {mode}": constants for mode, constants in modes.items()}
         for name, constants in launched.items():
             tile, options = tiles(dtype, capability, descriptors=False, stored=constants["STORE"])
-            tile |= {"HAS_BIAS": not aligned, "EVEN_HIDDEN": aligned} | constants
+            tile |= {"HAS_BIAS": not aligned, "EVEN_HIDDEN": aligned, "HAS_LIMIT": not constants["STORE"]} | constants
             given = shared | pointers | ({} if constants["STATISTICS"] else kept)
             yield Variant(logits_kernel, dtype, given, tile, options, aligned, name)
     if capability == 90:
@@ -163,7 +163,7 @@ def logits(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
                 "weight": descriptor(pointee, columns, hidden),
                 "slab": descriptor(pointee, rows, columns // 2),
             }
-            tile |= {"HAS_BIAS": False, "EVEN_HIDDEN": True} | constants
+            tile |= {"HAS_BIAS": False, "EVEN_HIDDEN": True, "HAS_LIMIT": not constants["STORE"]} | constants
             given = shared | described | ({} if constants["STATISTICS"] else kept)
             yield Variant(logits_kernel, dtype, given, tile, options, True, f"descriptors, {mode}")
 
@@ -238,7 +238,7 @@ def rows(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
 def sums(dtype: torch.dtype) -> Iterator[Variant]:
     """Sums over columns and tokens, and the rows' coefficients."""
     pointee, accumulator = _POINTEES[dtype], _POINTEES[accumulator_dtype(dtype)]
-    doubles = ("sum", "column_sum", "bound", "result", "upstream", "others", "factor")
+    doubles = ("sum", "column_sum", "part", "sound", "upstream", "others", "factor")
     pointers = {f"{n}_ptr": "*fp64" for n in doubles} | {"target_ptr": "*i64", "place_ptr": "*i64"}
     pointers |= {
         f"{n}_ptr": f"*{accumulator}" for n in ("largest", "column_largest", "at_target", "elsewhere", "scale")
@@ -246,7 +246,7 @@ def sums(dtype: torch.dtype) -> Iterator[Variant]:
     pointers |= {f"{n}_ptr": f"*{pointee}" for n in ("weight", "input", "bias")}
     tile = {"BLOCK_ROWS": 16, "BLOCK_HIDDEN": 256}
     yield Variant(column_sums_kernel, dtype, pointers, tile, {}, True, "aligned")
-    yield Variant(input_sums_kernel, dtype, pointers, tile, {}, True, "aligned")
+    yield Variant(input_sums_kernel, dtype, pointers, tile | {"BLOCK_STRETCHES": 8}, {}, True, "aligned")
     constants = {"HAS_BIAS": True, "BLOCK_SEQUENCES": 16, "BLOCK": 2048}
     yield Variant(logit_sums_kernel, dtype, pointers, constants, {}, True, "bias")
     yield Variant(row_coefficients_kernel, dtype, pointers, {"BLOCK": 2048}, {"num_warps": 16}, True, "aligned")
@@ -276,7 +276,10 @@ def variants(capability: int) -> Iterator[Variant]:
         True,
         "aligned",
     )
-    yield Variant(count_targets_kernel, torch.int64, counts, {"BLOCK": 2048}, {"num_warps": 8}, True, "aligned")
+    packed = {f"{n}_ptr": "*i64" for n in ("target", "row", "packed", "start", "count")}
+    yield Variant(pack_targets_kernel, torch.int64, packed, {"BLOCK": 2048}, {"num_warps": 8}, True, "aligned")
+    summed = {"value_ptr": "*fp64", "start_ptr": "*i64", "sum_ptr": "*fp64"}
+    yield Variant(sequence_sums_kernel, torch.float64, summed, {"BLOCK": 1024}, {}, True, "aligned")
 
 
 def narrow_offsets(ttir: str) -> list[str]:

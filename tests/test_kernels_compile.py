@@ -44,7 +44,8 @@ EXPECTED = {
     *(("formula_kernel", "float64", reduction) for reduction in ("mean", "none")),
     ("stretch_bounds_kernel", "int32", "aligned"),
     *((k, d, "aligned") for k in ROW_KERNELS for d in (*SIXTEEN_BIT, *WIDE)),
-    ("count_targets_kernel", "int64", "aligned"),
+    ("pack_targets_kernel", "int64", "aligned"),
+    ("sequence_sums_kernel", "float64", "aligned"),
 }
 #: On Hopper alone.
 DESCRIBED = {
