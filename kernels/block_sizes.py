@@ -54,8 +54,8 @@ _INTERPRETER = BlockSizes(128, 256, 64, promote=2)
 _INTERPRETER_DESCRIPTORS = BlockSizes(128, 256, 64, descriptors=True)
 _INTERPRETER_SOFTMAX = BlockSizes(128, 256, 0)
 
-#: Columns × hidden entries a tile. There, targets' terms included, it takes 1.043 of the time of cuBLAS' product without
-#: them, in turns; 1.052 with three stages and groups of 16. Through float32, to which they could be added, cuBLAS' took
+#: Columns × hidden entries a tile. There, targets' terms included, it takes 1.043 times as long as cuBLAS without
+#: them, in turns, 1.052 with three stages and groups of 16. Through float32, to which they could be added, cuBLAS' took
 #: 16.5 ms where it took 14.0 to 15.4.
 WEIGHT_GRADIENT = BlockSizes(64, 128, 256, descriptors=True, group=8, stages=4)
 
