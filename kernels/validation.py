@@ -58,7 +58,10 @@ class KTOInputs:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that were given, by name."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        return {name: value for name in _NAMES if (value := getattr(self, name)) is not None}
+
+
+_NAMES = tuple(f.name for f in fields(KTOInputs))
 
 
 def check_structure(inputs: KTOInputs, config: KTOConfig) -> None:
