@@ -113,8 +113,8 @@ def products_from_descriptors(
 
 
 # Counts are not specialised: every divisibility by 16 of every count would be compiled apart, seconds each. Strides
-# are, for wide loads depend on them.
-@triton.jit(do_not_specialize=["row_count", "first_column", "column_count", "hidden", "scale"])
+# are, for wide loads depend on them. The limit is one number at any place.
+@triton.jit(do_not_specialize=["limit_ptr", "row_count", "first_column", "column_count", "hidden", "scale"])
 def logits_kernel(
     input,
     weight,
