@@ -35,6 +35,7 @@ ORDER = (
     "ktonum.layouts",
     "ktonum.special_inputs",
     "ktonum.bounds",
+    "ktonum.granted_errors",
     "ktonum.tables",
     "ktonum.table_files",
     "ktonum.rounding_errors",
