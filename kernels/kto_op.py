@@ -219,7 +219,7 @@ _EDGES = edge_points(
 
 
 def _but(points: Sequence[Point], checks: tuple[str, ...]) -> tuple[Point, ...]:
-    return tuple(replace(point, without=(*point.without, *checks)) for point in points)
+    return tuple(point.but(*checks) for point in points)
 
 
 _POINTS = _but(_EVERY_BRANCH, _LONG)
