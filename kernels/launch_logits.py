@@ -18,15 +18,15 @@ from ktonum.kernels.products import full_precision_products
 from ktonum.kernels.slabs import Slab
 from ktonum.kernels.softmax_kernels import LOG2_E, softmax_kernel
 
-__all__ = ["Projection", "Tiles", "block_sizes_of", "fill_tiles"]
+__all__ = ["LOGITS_AT_A_TIME", "Projection", "Tiles", "block_sizes_of", "fill_tiles"]
 
 # What tensor cores lose of an inner product of n terms, as a multiple of n: on an H100 log-sum-exps of bf16 logits at
 # hidden size 4096 were short by 3.8e-6 to 4.1e-6 of E_p z on data of mean zero, with outlier dimensions, of mean 0.5
 # and with peaked softmaxes alike, and products over 32,768 and 151,936 terms by 3.1e-5 and 1.48e-4. (Where every term
 # has one sign it is three times as much.)
 _TRUNCATION = 9.6e-10
-# Logits of 32 and 64 bits that exist at a time where no slab holds them.
-_LOGITS_AT_A_TIME = 256 * 2**20
+#: Logits of 32 and 64 bits, in bytes, that exist at a time where no slab holds them.
+LOGITS_AT_A_TIME = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _logits(
     where the library's takes 5.
     """
     x, w = projection.input, projection.weight
-    width = max(1, _LOGITS_AT_A_TIME // (x.itemsize * x.shape[0]) // step) * step
+    width = max(1, LOGITS_AT_A_TIME // (x.itemsize * x.shape[0]) // step) * step
     with full_precision_products(x.device, allow_tf32=projection.allow_tf32):
         memory: Tensor | None = None
         for first in range(*columns, width):

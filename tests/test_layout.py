@@ -123,6 +123,7 @@ ORDER = (
     "ktonum.kernels.passes",
     "ktonum.kernels.operators",
     "ktonum.kernels.autograd",
+    "ktonum.kernels.peak_memory",
     "ktonum.kernels.loss",
     "ktonum.kernels.*_candidate",
     "ktonum.kernels.benchmark_cases",
