@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ktonum.cases import Point
+from ktonum.cases import Point, torch_dtype
 from ktonum.edge_dims import EDGE_SIZES, edge_points
 from ktonum.errors import CandidateError, UsageError
 from ktonum.kernels.error_model import kto_error_model
@@ -29,6 +29,8 @@ _CONFIG = {f.name: f.default for f in fields(KTOConfig)}
 _IMPLEMENTATION = ("chunk_size",)
 # Names of the tensors in Liger-Kernel's forward, where they differ from ours.
 _LIGER_NAMES = {"input": "_input", "weight": "lin_weight"}
+# The largest share of a sequence that is prompt, unless told otherwise.
+_MASKED = 0.3
 
 
 def _sample(draw: Draw) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def _sample(draw: Draw) -> dict[str, Any]:
 
     def targets(batch: int) -> Tensor:
         target = draw.integers(batch, T, high=V)
-        prompt = (draw.uniform(batch, 1, high=p.get("masked", 0.3)).float() * T).long()
+        prompt = (draw.uniform(batch, 1, high=p.get("masked", _MASKED)).float() * T).long()
         return torch.where(torch.arange(T, device=draw.device) < prompt, p.get("ignore_index", -100), target)
 
     inputs: dict[str, Any] = {
@@ -161,6 +163,18 @@ def _zero(name: str) -> SpecialInputs:
     return lambda inputs, parameters: {**inputs, name: torch.zeros_like(inputs[name])}
 
 
+def _peak_memory(dims: Mapping[str, int], parameters: Mapping[str, Any], dtype: str) -> float:
+    """What our kernels plan to take on the current GPU."""
+    # Imported late: it asks the kernels, which need Triton, and a bound is declared where a GPU is.
+    from ktonum.kernels.peak_memory import Step, peak_memory
+
+    B, T, H, V = (dims[k] for k in "BTHV")
+    sixteen_bit = torch_dtype(dtype).itemsize == 2
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    packed = parameters.get("masked", _MASKED) > 0
+    return float(peak_memory(Step(B * T, H, V, torch_dtype(dtype), packed, sixteen_bit and hopper and H % 8 == 0)))
+
+
 _SPECIAL_INPUTS: dict[str, SpecialInputs] = {
     "logits to 10,000": _large_logits,
     "sure tokens": _sure_tokens,
@@ -171,7 +185,7 @@ _SPECIAL_INPUTS: dict[str, SpecialInputs] = {
 # The KL reference point is detached by definition: finite differences see the weight's influence through it, the
 # gradient does not.
 _DETACHED_KL = ("gradcheck",)
-_PRODUCTION = ("forward", "gradients", "determinism")
+_PRODUCTION = ("forward", "gradients", "determinism", "peak_memory")
 # Averages, which do not saturate the sigmoid as sums over thousands of tokens do.
 _AVERAGES = {"average_log_prob": True, "with_bias": True}
 _GROWING = Point({"B": 1, "T": 4, "H": 24, "V": 40}, _AVERAGES, checks=("growth",))
@@ -219,7 +233,7 @@ _EDGES = edge_points(
 
 
 def _but(points: Sequence[Point], checks: tuple[str, ...]) -> tuple[Point, ...]:
-    return tuple(replace(point, without=(*point.without, *checks)) for point in points)
+    return tuple(point.but(*checks) for point in points)
 
 
 _POINTS = _but(_EVERY_BRANCH, _LONG)
@@ -281,5 +295,6 @@ OP = Op(
     error_model=kto_error_model,
     special_inputs=_SPECIAL_INPUTS,
     reductions=("T", "H", "V"),
+    peak_memory=_peak_memory,
     adapt=_adapt,
 )

@@ -22,7 +22,7 @@ from ktonum.kernels.products import accumulator_dtype, product
 from ktonum.kernels.row_kernels import finish_input_gradient_kernel
 from ktonum.kernels.slabs import Slab
 
-__all__ = ["Rows", "SortedTargets", "bias_gradient", "input_gradient", "weight_gradient"]
+__all__ = ["WIDE_ROWS", "Rows", "SortedTargets", "bias_gradient", "input_gradient", "weight_gradient"]
 
 _add_target_terms_kernel = Launcher(add_target_terms_kernel)
 _bias_gradient_kernel = Launcher(bias_gradient_kernel)
@@ -30,8 +30,8 @@ _finish_input_gradient_kernel = Launcher(finish_input_gradient_kernel)
 _stretch_bounds_kernel = Launcher(stretch_bounds_kernel)
 _weight_gradient_kernel = Launcher(weight_gradient_kernel)
 
-# Rows of the weight's gradient that exist in the accumulator's dtype at a time: 128 MiB at hidden size 4096.
-_WIDE_ROWS = 8192
+#: Rows of the weight's gradient that exist in the accumulator's dtype at a time: 128 MiB at hidden size 4096.
+WIDE_ROWS = 8192
 # Vocabulary entries that share a bound of `SortedTargets`.
 _STRETCH = WEIGHT_GRADIENT.columns
 
@@ -101,13 +101,13 @@ def weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_input: T
     if e.shape[0] and serves_descriptors(e, weighted_input, grad_rows) and x.stride(1) == 1:
         _fused_weight_gradient(grad_rows, slab, rows, weighted_input)
         return
-    for start in range(0, e.shape[1], _WIDE_ROWS):
+    for start in range(0, e.shape[1], WIDE_ROWS):
         # Complete in the accumulator's dtype, so that it is rounded once: rounding the product before the targets'
         # terms are added doubled the error of float16's subnormal gradients.
-        total = product(e[:, start : start + _WIDE_ROWS].t(), weighted_input)
+        total = product(e[:, start : start + WIDE_ROWS].t(), weighted_input)
         total *= rows.coefficients.scale
         _add_target_terms(total, slab.first_column + start, rows)
-        grad_rows[start : start + _WIDE_ROWS] = total
+        grad_rows[start : start + WIDE_ROWS] = total
 
 
 def _fused_weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_input: Tensor) -> None:

@@ -18,7 +18,7 @@ from ktonum.kernels.products import full_precision_products
 from ktonum.kernels.slabs import Slab
 from ktonum.kernels.softmax_kernels import LOG2_E, softmax_kernel
 
-__all__ = ["Projection", "Tiles", "block_sizes_of", "fill_tiles"]
+__all__ = ["LOGITS_AT_A_TIME", "Projection", "Tiles", "block_sizes_of", "fill_tiles"]
 
 _logits_kernel = Launcher(logits_kernel)
 _softmax_kernel = Launcher(softmax_kernel)
@@ -28,8 +28,8 @@ _softmax_kernel = Launcher(softmax_kernel)
 # and with peaked softmaxes alike, and products over 32,768 and 151,936 terms by 3.1e-5 and 1.48e-4. (Where every term
 # has one sign it is three times as much.)
 _TRUNCATION = 9.6e-10
-# Logits of 32 and 64 bits that exist at a time where no slab holds them.
-_LOGITS_AT_A_TIME = 256 * 2**20
+#: Logits of 32 and 64 bits, in bytes, that exist at a time where no slab holds them.
+LOGITS_AT_A_TIME = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _logits(
     where the library's takes 5.
     """
     x, w = projection.input, projection.weight
-    width = max(1, _LOGITS_AT_A_TIME // (x.itemsize * x.shape[0]) // step) * step
+    width = max(1, LOGITS_AT_A_TIME // (x.itemsize * x.shape[0]) // step) * step
     with full_precision_products(x.device, allow_tf32=projection.allow_tf32):
         memory: Tensor | None = None
         for first in range(*columns, width):

@@ -21,13 +21,10 @@ from ktonum.kernels.formula import (
 )
 from ktonum.kernels.interface import KTOLoss, cast_for_autocast
 from ktonum.kernels.launch_formula import FormulaInputs
+from ktonum.kernels.slabs import DEFAULT_WORKSPACE
 from ktonum.kernels.validation import KTOInputs, check_structure
 
 __all__ = ["FusedLinearKTOLoss", "KernelOptions", "fused_linear_kto_loss"]
-
-#: Bytes of exponentials that a forward stores, unless told otherwise: 16,384 tokens at a vocabulary of 151,936 in bf16.
-DEFAULT_WORKSPACE = 5 * 2**30
-
 
 #: Small tensors that enter the formula as they are.
 _FINITE = ("ref_logps", "kl", "kl_ref_logps")

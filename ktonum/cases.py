@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ktonum.errors import UsageError
@@ -57,6 +57,10 @@ class Point:
                     f"parameters must be text, numbers or booleans, for they become part of the case's name: "
                     f"{name} = {value!r}"
                 )
+
+    def but(self, *checks: str) -> Point:
+        """This point without the checks called so, beside those it goes without already."""
+        return replace(self, without=(*self.without, *checks))
 
 
 @dataclass(frozen=True)

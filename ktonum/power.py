@@ -1,13 +1,13 @@
-"""Power: the smallest planted defect that a probe flags, found by planting it."""
+"""Power: which planted defects a probe flags, and from what size on, found by planting them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
+from ktonum.defects import DEFECTS, SIZED_DEFECTS, SizedDefect, Sound
 from ktonum.probe import Probe
 from ktonum.results import Power
 
@@ -20,68 +20,56 @@ _RESOLUTION = 1.5
 
 
 def power_of(probe: Probe, standard: str) -> tuple[Power, ...]:
-    """The smallest flagged defect of each kind.
+    """What the probe makes of every kind of defect that applies to its tensor.
 
     A defect is planted in the tensor that the candidate made, and the very measurements of the check are taken again.
     """
-    tensor = probe.actual
-    if not tensor.is_floating_point():
-        return (Power(f"one element of {probe.name} off by one", _smallest(probe, standard, _off_by_one, (1.0,))),)
+    sound = Sound(probe.actual, None if probe.expectation is None else probe.expectation(standard).expected)
     powers = []
-    finite = tensor.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    nonzero, root = bool(finite.any()), float(finite.square().mean().sqrt()) or 1.0
-    del finite  # float64, of a gradient that may fill much of a GPU
-    if nonzero:
-        defect = f"{probe.name} scaled by 1 + size"
-        powers.append(Power(defect, _search(probe, standard, lambda t, size: t.double() * (1 + size))))
-    if tensor.numel() > 1 or not powers:
-        unit = "its root mean square" if nonzero else "one"
-        defect = f"one element of {probe.name} off by size × {unit}"
-        powers.append(Power(defect, _search(probe, standard, lambda t, size: _one_element(t, size * root))))
+    for sized in SIZED_DEFECTS:
+        if sized.plant(sound, _LARGEST) is not None:
+            powers.append(Power(f"{probe.name}: {sized.words}", _search(probe, standard, sound, sized)))
+    for defect in DEFECTS:
+        planted = defect.plant(sound)
+        # What leaves the tensor as it was is no defect of it.
+        if planted is not None and _differs(planted, sound.actual):
+            flagged = _use(probe, standard, planted) is not None
+            powers.append(Power(f"{probe.name}: {defect.words}", 1.0 if flagged else None))
     return tuple(powers)
 
 
-def _flagged(probe: Probe, standard: str, planted: Tensor) -> bool:
-    if planted.is_floating_point():
-        # A defect that rounding to the tensor's dtype undoes is no defect.
-        planted = planted.to(probe.actual.dtype)
-    return any(not m.within for m in probe.measure(planted, standard))
+def _differs(planted: Tensor, actual: Tensor) -> bool:
+    return bool(((planted != actual) & ~((planted != planted) & (actual != actual))).any())
 
 
-def _search(probe: Probe, standard: str, plant: Callable[[Tensor, float], Tensor]) -> float | None:
-    """The smallest flagged size to a factor of `_RESOLUTION`, by bisection of its logarithm; None if there is none."""
-    if not _flagged(probe, standard, plant(probe.actual, _LARGEST)):
+def _use(probe: Probe, standard: str, planted: Tensor) -> float | None:
+    """The largest share of its bound that a measurement of the planted tensor uses; None where none flags it."""
+    return max((m.use for m in probe.measure(planted, standard) if not m.within), default=None)
+
+
+def _search(probe: Probe, standard: str, sound: Sound, defect: SizedDefect) -> float | None:
+    """The smallest flagged size to a factor of `_RESOLUTION`; None if there is none."""
+
+    def use(size: float) -> float | None:
+        planted = defect.plant(sound, size)
+        assert planted is not None  # whether a kind applies does not hang on its size
+        return _use(probe, standard, planted)
+
+    largest = use(_LARGEST)
+    if largest is None:
         return None
     low, high = _SMALLEST, _LARGEST
+    # Errors grow in proportion to the defect: where little is rounded, this size is about the smallest.
+    guess = _LARGEST / largest
+    for size in (guess * math.sqrt(_RESOLUTION), guess / math.sqrt(_RESOLUTION)):
+        if low < size < high:
+            low, high = (size, high) if use(size) is None else (low, size)
+    return _bisected(lambda size: use(size) is not None, low, high)
+
+
+def _bisected(flagged: Callable[[float], bool], low: float, high: float) -> float:
+    """Bisection of the size's logarithm between one that is not flagged, ``low``, and one that is."""
     while high / low > _RESOLUTION:
         middle = math.sqrt(low * high)
-        if _flagged(probe, standard, plant(probe.actual, middle)):
-            high = middle
-        else:
-            low = middle
+        low, high = (low, middle) if flagged(middle) else (middle, high)
     return high
-
-
-def _smallest(
-    probe: Probe, standard: str, plant: Callable[[Tensor, float], Tensor], sizes: tuple[float, ...]
-) -> float | None:
-    return next((s for s in sizes if _flagged(probe, standard, plant(probe.actual, s))), None)
-
-
-def _one_element(tensor: Tensor, size: float) -> Tensor:
-    """The middle element, which is no corner case of any tile, or the first finite one, moved by ``size``."""
-    planted = tensor.double().clone(memory_format=torch.contiguous_format)
-    flat = planted.view(-1)
-    place = tensor.numel() // 2
-    if not bool(flat[place].isfinite()):
-        place = int(flat.isfinite().byte().argmax())
-    flat[place] += size
-    return planted
-
-
-def _off_by_one(tensor: Tensor, size: float) -> Tensor:
-    planted = tensor.clone(memory_format=torch.contiguous_format)
-    flat = planted.view(-1)
-    middle = tensor.numel() // 2
-    flat[middle] = ~flat[middle] if tensor.dtype == torch.bool else flat[middle] + int(size)
-    return planted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ktonum.bounds import ErrorBound, confidence
 from ktonum.comparison import blocks
+from ktonum.granted_errors import GrantedErrors, element_place, granted, same_if_not_finite
 from ktonum.results import Measurement
 
 __all__ = ["ENOUGH_TO_AVERAGE", "Expectation", "Probe", "bounded_probe", "equality_probe"]
@@ -50,8 +50,8 @@ class Expectation:
         if self.bound is None:
             return torch.zeros_like(flat).view(self.expected.shape)
         own, shared = (t.detach().double().reshape(-1) for t in (self.bound.independent, self.bound.coherent))
-        granted = _granted(flat, own, shared, self.bound, confidence(self.elements or flat.numel()), self.scale)
-        return granted.view(self.expected.shape)
+        within = granted(flat, own, shared, self.bound, confidence(self.elements or flat.numel()), self.scale)
+        return within.view(self.expected.shape)
 
     def agrees(self, actual: Tensor) -> Tensor:
         """Where an element is no error at all, although it may not be a number: bool, the tensor's shape."""
@@ -59,7 +59,7 @@ class Expectation:
         if self.bound is None:
             return (actual == expected) | ((actual != actual) & (expected != expected))
         parts = actual.double(), expected.double(), self.bound.independent.double()
-        return (actual.double() == expected.double()) | _same(*parts, self.bound.dtype)
+        return (actual.double() == expected.double()) | same_if_not_finite(*parts, self.bound.dtype)
 
 
 @dataclass(frozen=True)
@@ -99,86 +99,22 @@ def bounded_probe(
         enough: Fewer elements than this are not projected; None: none are.
     """
 
+    known: dict[str, GrantedErrors] = {}
+
+    def errors(standard: str) -> GrantedErrors:
+        if standard in known:
+            return known[standard]
+        found = GrantedErrors(expected, bound(standard), scale)
+        if found.kept:
+            known[standard] = found
+        return found
+
     def measure(tensor: Tensor, standard: str) -> tuple[Measurement, ...]:
-        found = _measure(name, tensor, expected, bound(standard), scale)
+        found = errors(standard).measure(name, tensor)
         projected = enough is not None and tensor.numel() >= enough
         return tuple(m for m in found if projected or not m.name.endswith("/signed_bias"))
 
-    return Probe(name, actual, measure, lambda standard: Expectation(expected, bound(standard), scale))
-
-
-def _same(actual: Tensor, expected: Tensor, independent: Tensor, dtype: torch.dtype) -> Tensor:
-    """Where something not finite is no error: the same on both sides, as a number too large is rounded, or granted."""
-    rounded = expected.to(dtype).double()
-    same = ~rounded.isfinite() & ((actual == rounded) | (actual.isnan() & rounded.isnan()))
-    return same | independent.isinf()
-
-
-def _granted(
-    expected: Tensor, independent: Tensor, coherent: Tensor, bound: ErrorBound, confidence: float, scale: float
-) -> Tensor:
-    """The largest error granted to each element of ``expected``; flat, float64."""
-    return scale * (confidence * independent + coherent + bound.final_rounding(expected))
-
-
-def _measure(name: str, actual: Tensor, expected: Tensor, bound: ErrorBound, scale: float) -> tuple[Measurement, ...]:
-    count = actual.numel()
-    by_element, single = confidence(count), confidence()
-    worst, worst_at = 0.0, 0
-    squares = products = norms = variance = coherent_squares = projected_variance = projected_coherent = 0.0
-    # Sums of squares would underflow where softmax gives 1e-170; a power of two changes no ratio.
-    unit = _unit(expected, bound.dtype)
-    tensors = (t.detach() for t in (actual, expected, bound.independent, bound.coherent))
-    for start, (a, e, i, c) in blocks(*tensors):
-        a, e, i, c = a.double(), e.double(), i.double(), c.double()
-        same = _same(a, e, i, bound.dtype)
-        a, e, i, c = (torch.where(same, 0.0, t) for t in (a, e, i, c))
-        rounding = bound.final_rounding(e)
-        error = a - e
-        tolerance = _granted(e, i, c, bound, by_element, scale)
-        # NaN compares false with everything: it must come out as the worst element. 0/0 is no error.
-        use = torch.where(error == 0, 0.0, (error.abs() / tolerance).nan_to_num(nan=math.inf, posinf=math.inf))
-        place = int(use.argmax()) if use.numel() else 0
-        if use.numel() and float(use[place]) > worst:
-            worst, worst_at = float(use[place]), start + place
-        error, e, i, c, rounding = (t / unit for t in (error, e, i, c, rounding))
-        amplitude = i.square() + rounding.square()
-        squares += float(error.square().sum())
-        products += float((error * e).sum())
-        norms += float(e.square().sum())
-        variance += float(amplitude.sum())
-        coherent_squares += float(c.square().sum())
-        projected_variance += float((amplitude * e.square()).sum())
-        projected_coherent += float((c * e.abs()).sum())
-    measurements = [Measurement(f"{name}/element", worst, 1.0, "bound", bound.source, _place(worst_at, actual.shape))]
-    # Less than that is zero in the tensor's dtype, and has lost its digits here.
-    measurable = norms > torch.finfo(torch.float64).tiny
-    if measurable:
-        norm = math.sqrt(norms)
-        granted = math.sqrt(variance * (1 + single**2 / count)) + math.sqrt(coherent_squares)
-        measurements.append(
-            Measurement(f"{name}/relative_norm", math.sqrt(squares) / norm, scale * granted / norm, "1", bound.source)
-        )
-    if measurable:
-        granted = single * math.sqrt(projected_variance) + projected_coherent
-        measurements.append(
-            Measurement(f"{name}/signed_bias", abs(products) / norms, scale * granted / norms, "1", bound.source)
-        )
-    return tuple(measurements)
-
-
-def _unit(expected: Tensor, dtype: torch.dtype) -> float:
-    """A power of two near the largest finite magnitude of ``expected``.
-
-    But no less than what ``dtype`` can tell from zero, nor than what float64 can square: rounding errors and bounds,
-    which are the larger ones there, would overflow in its place.
-    """
-    largest = max(
-        (float(t.double().nan_to_num(0.0, 0.0, 0.0).abs().amax()) for _, (t,) in blocks(expected)), default=0.0
-    )
-    limits = torch.finfo(dtype)
-    least = max(limits.tiny * limits.eps, math.sqrt(torch.finfo(torch.float64).tiny))
-    return 2.0 ** math.frexp(max(largest, least))[1]
+    return Probe(name, actual, measure, lambda standard: Expectation(expected, errors(standard).bound, scale))
 
 
 def equality_probe(name: str, *, actual: Tensor, expected: Tensor, law: str) -> Probe:
@@ -192,12 +128,7 @@ def equality_probe(name: str, *, actual: Tensor, expected: Tensor, law: str) -> 
             if count and not differing:
                 first = start + int(unequal.nonzero()[0])
             differing += count
-        where = _place(first, tensor.shape) if differing else ""
+        where = element_place(first, tensor.shape) if differing else ""
         return (Measurement(f"{name}/differing_elements", float(differing), 0.0, "elements", law, where),)
 
     return Probe(name, actual, measure, lambda standard: Expectation(expected))
-
-
-def _place(flat: int, shape: torch.Size) -> str:
-    index = [int(i) for i in torch.unravel_index(torch.tensor(flat), shape)] if shape else []
-    return f"[{', '.join(map(str, index))}]"

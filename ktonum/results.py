@@ -69,11 +69,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Power:
-    """The smallest planted defect that the same check on the same case flagged.
+    """A kind of planted defect, and the smallest of it that the same check on the same case flagged.
 
     Attributes:
-        defect: What was planted, e.g. ``grad_weight scaled by 1 + size``.
-        size: How large it had to be, relative unless the defect says otherwise; ``None`` when none was flagged.
+        defect: What was planted and where, as ``TENSOR: KIND, UNIT``, e.g. ``grad_weight: scaling, by 1 + size``. A
+            kind without a size has no unit, as ``grad_weight: one row zero``; one that is none of a tensor, no tensor.
+        size: How large it had to be, 1 for a kind without a size; ``None`` when none was flagged.
     """
 
     defect: str

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from planted import ALL, Change, last_row_zero, times, truncated_to_bf16, with_gradient
+from planted import ALL, Change, SummedInLowPrecision, last_row_zero, times, truncated_to_bf16, with_gradient
 from torch import Tensor
 
 from ktonum.cases import Point
@@ -40,7 +40,9 @@ class OpDefect:
         return f"{self.op}: {self.name}"
 
     def shows(self, point: Point) -> bool:
-        """Whether the defect changes anything there."""
+        """Whether the defect changes anything there that is looked at."""
+        if point.checks and not {*point.checks} & {*self.flagged_by}:
+            return False
         return not {*point.parameters, *point.parameters.values(), point.distribution} & set(self.not_at)
 
 
@@ -119,6 +121,35 @@ def _last_class_missing(input: Tensor, weight: Tensor, target: Tensor, **rest: A
     return fused_linear_cross_entropy.reference(input, weight, target, edge if bias is None else bias + edge, **rest)
 
 
+def _added_in_bf16(op: str, *names: str) -> Callable[..., Any]:
+    """The gradients of inputs that all rows share, added up row by row in bfloat16."""
+
+    def wrong(**inputs: Any) -> Tensor:
+        rows = inputs["x"].shape[0]
+        return OPS[op].reference(
+            **{k: SummedInLowPrecision.apply(v, rows) if k in names else v for k, v in inputs.items()}
+        )
+
+    return rounded_once(wrong)
+
+
+def _head_added_in_bf16(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor, **rest: Any) -> Tensor:
+    """The same of a head, whose gradient is added to once for each chunk of tokens."""
+    by_row = SummedInLowPrecision.apply(weight, input.shape[0])
+    return cross_entropy.reference((by_row @ input.unsqueeze(2))[:, :, 0] + bias, target, **rest)
+
+
+def _classes_added_in_bf16(logits: Tensor, target: Tensor, **parameters: Any) -> Tensor:
+    """The log-sum-exp of a running sum in bfloat16; the gradient is right."""
+    exponentials = (logits - logits.amax(-1, keepdim=True)).exp().detach()
+    total = torch.zeros(logits.shape[0], dtype=torch.bfloat16)
+    for column in exponentials.unbind(1):
+        total += column.to(torch.bfloat16)
+    wrong = (total.to(logits.dtype) / exponentials.sum(-1)).log()
+    counted = target != parameters.get("ignore_index", -100)
+    return cross_entropy.reference(logits, target, **parameters) + wrong[counted].mean()
+
+
 _BOTH = ("gradients", "gradcheck")
 
 OP_DEFECTS = (
@@ -189,6 +220,12 @@ OP_DEFECTS = (
         rounded_once(_leans_on_logits),
         ("forward", "law:shift-invariance", "law:ignored-rows"),
         not_at=("normal", "peaked"),
+    ),
+    OpDefect("rms_norm", "weight gradient added up in bf16", _added_in_bf16("rms_norm", "weight"), ("growth",)),
+    OpDefect("layer_norm", "bias gradient added up in bf16", _added_in_bf16("layer_norm", "bias"), ("growth",)),
+    OpDefect("cross_entropy", "classes added up in bf16", rounded_once(_classes_added_in_bf16), ("growth",)),
+    OpDefect(
+        "fused_linear_cross_entropy", "weight gradient added up in bf16", rounded_once(_head_added_in_bf16), ("growth",)
     ),
     OpDefect("fused_linear_cross_entropy", "last class missing", rounded_once(_last_class_missing), ("gradients",)),
     OpDefect(

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from op_defects import OPS
 from planted import ALL
 from small_ops import NORM_POINT, RMS_NORM, SOFTMAX_LOSS
 from torch import Tensor
@@ -84,6 +85,21 @@ def test_right_ops_stay_within_their_bounds_as_they_grow(op: Op, seed: int, dtyp
     (case,) = replace(op, dims=[point]).cases(profile="quick", dtypes=[dtype], device="cpu")
     result = run_check(CHECK, CaseContext(op, case))
     assert result.verdict is Verdict.PASS and result.meets == STANDARDS, result.reason
+
+
+@pytest.mark.parametrize("standard", STANDARDS)
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.reductions])
+def test_the_ready_ops_stay_within_their_bounds_as_they_grow(name: str, dtype: str, standard: str) -> None:
+    op = OPS[name]
+    right = op.with_candidate("upcast").candidate if standard == "precise" else op.reference
+    (point,) = (p for p in op.points("quick") if "growth" in p.checks)
+    # Other sizes than the quick profile's, and so other numbers.
+    op = replace(op, candidate=right, dims=[replace(point, dims={**point.dims, "N": 6})])
+    (case,) = op.cases(profile="quick", dtypes=[dtype], device="cpu")
+    result = run_check(CHECK, CaseContext(op, case), standard)
+    assert result.verdict is Verdict.PASS and standard in result.meets and not result.vacuous, result.reason
+    assert all(any(f", {dim} = " in m.name for m in result.measurements) for dim in op.reductions)
 
 
 def test_an_op_without_such_a_dim_is_inconclusive() -> None:

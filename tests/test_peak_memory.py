@@ -57,5 +57,7 @@ def test_without_a_gpu_it_cannot_tell() -> None:
     assert result.verdict is Verdict.INCONCLUSIVE and "runs on cpu" in result.reason
 
 
-def test_an_op_that_declares_nothing_is_not_asked() -> None:
+def test_an_op_that_declares_nothing_is_not_asked_nor_is_one_on_a_cpu() -> None:
+    assert CHECK in checks_for(_declaring(1), Case("rms_norm", NORM_POINT, "fp32", "cuda"))
+    assert CHECK not in checks_for(_declaring(1), Case("rms_norm", NORM_POINT, "fp32", "cpu"))
     assert CHECK not in checks_for(RMS_NORM, Case("rms_norm", NORM_POINT, "fp32", "cuda"))

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from ktonum.pytest_items import describe_result
 from ktonum.report.html import write_html
-from ktonum.report.summary import CaseName, findings, matrix, power_rows, standards
+from ktonum.report.powers import blind_spots, flagged_from, power_rows, weakest_power
+from ktonum.report.summary import CaseName, findings, matrix, standards
 from ktonum.report.terminal import AuditView, print_summary, verdict_line
 from ktonum.results import CheckResult, Localisation, Measurement, Power, Report, Verdict
 
@@ -36,7 +37,9 @@ def result(
         ()
         if undecided
         else (Measurement("loss/relative_norm", value, 0.5, "1", "rounding-error analysis", "[3, 17]"),),
-        () if undecided else (Power("loss scaled by 1 + size", power), Power("one element of loss off by size", power)),
+        ()
+        if undecided
+        else (Power("loss: scaling, by 1 + size", power), Power("loss: one element, off by size", power)),
         reason=reason,
         details=details,
         meets=() if undecided else meets,
@@ -210,3 +213,52 @@ def test_tables_for_other_reports() -> None:
         "eager": "met in bf16, fp32",
     }
     assert {r.check for r in power_rows(results)} == {"forward", "law:padding"}
+
+
+def _of_kinds(*powers: tuple[str, float | None]) -> CheckResult:
+    return replace(result(), power=tuple(Power(defect, size) for defect, size in powers))
+
+
+def test_defects_that_would_have_passed_are_told_by_check_and_kind() -> None:
+    results = (
+        _of_kinds(("loss: truncated", None), ("grad_x, V = 2048, positive: one row zero", 1.0)),
+        _of_kinds(("loss: truncated", None), ("grad_x, V = 2048, positive: one row zero", None)),
+        _of_kinds(("loss: truncated", 1.0), ("loss: scaling, by 1 + size", 1e-3)),
+        replace(FAIL, power=(Power("loss: halved", None),)),
+    )
+    (spots,) = blind_spots(results)
+    assert spots.check == "forward" and spots.words == "truncated 2 of 3, one row zero 1 of 2"
+    assert "truncated 2 of 3" in text_of(*results)
+    assert {row.defect for row in power_rows(results)} == {"scaling"}, "kinds without a size have no smallest one"
+
+
+@pytest.mark.parametrize(
+    ("powers", "weakest"),
+    [
+        (
+            (("x: scaling, by 1 + size", 1e-3), ("y: scaling, by 1 + size", 1e-2), ("y: one row zero", 1.0)),
+            "scaling 1e-02",
+        ),
+        ((("x: one element, off by size × one", 2e-3), ("x: halved", 1.0)), "one element 2e-03"),
+        ((("another shape", 1.0),), "another shape"),
+        ((("x: halved", None),), ""),
+    ],
+)
+def test_the_weakest_power_is_that_of_scalings_where_there_are_any(
+    powers: tuple[tuple[str, float | None], ...], weakest: str
+) -> None:
+    assert weakest_power(_of_kinds(*powers)) == weakest
+
+
+def test_a_defect_without_a_size_is_flagged_or_not() -> None:
+    powers = (Power("x: halved", 1.0), Power("x: halved", None), Power("x: scaling, by 1 + size", 0.25))
+    assert [flagged_from(p) for p in powers] == ["flagged", "not flagged", "2.5e-01"]
+
+
+def test_the_page_has_every_planted_defect(tmp_path: Path) -> None:
+    passed = _of_kinds(("x: halved", 1.0), ("x: one row zero", None), ("x: one row, scaled by 1 + size", 0.25))
+    write_html(Report((passed,)), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<td>forward</td><td>one row zero 1 of 1</td>" in page
+    assert '<td>x: halved</td><td class="number">flagged</td>' in page
+    assert "<td>forward</td><td>one row</td>" in page

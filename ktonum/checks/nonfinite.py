@@ -34,34 +34,63 @@ def _probes(context: CaseContext) -> list[Probe]:
 
 
 def _poisoned(context: CaseContext, name: str, kind: str) -> list[Probe]:
-    words, value = f"{kind} in {name}", _KINDS[kind]
-    case = context.varied(inputs=_with(context.inputs, name, value))
+    """The middle element poisoned; and where no output of the reference shows it, one that does as well."""
+    words, count = f"{kind} in {name}", context.inputs[name].numel()
+    case = _with(context, name, kind, count // 2)
     try:
-        expected: Evaluation | None = case.oracle
+        ignored = not _shows(case.oracle)
     except InputError:
-        # The reference refuses, and does not say what one element does: it may be masked. Everywhere, NaN must show.
-        expected = None
-        case = context.varied(inputs={**context.inputs, name: torch.full_like(context.inputs[name], value)})
+        return _refused_by_the_reference(context, name, kind, words)
+    if not ignored:
+        return _as_in_the_reference(context, case, name, words, kind)
+    probes = _as_in_the_reference(context, case, name, f"{words} that is ignored", kind)
+    for place in (count - 1, 0, count // 4, 3 * count // 4):
+        case = _with(context, name, kind, place)
+        if _shows(case.oracle):
+            return [*probes, *_as_in_the_reference(context, case, name, words, kind)]
+    return probes
+
+
+def _with(context: CaseContext, name: str, kind: str, place: int) -> CaseContext:
+    """The case with the input's element at a flat index poisoned."""
+    poisoned = context.inputs[name].clone(memory_format=torch.contiguous_format)
+    poisoned.view(-1)[place] = _KINDS[kind]
+    return context.varied(inputs={**context.inputs, name: poisoned})
+
+
+def _shows(expected: Evaluation) -> bool:
+    return any(t is not None and not bool(t.isfinite().all()) for t in expected.outputs.values())
+
+
+def _refused_by_the_reference(context: CaseContext, name: str, kind: str, words: str) -> list[Probe]:
+    """It does not say what one element does, which may be masked. Everywhere, NaN must show."""
+    everywhere = torch.full_like(context.inputs[name], _KINDS[kind])
+    actual = _unless_refused(context.varied(inputs={**context.inputs, name: everywhere}), name)
+    if actual is None:
+        return [_affirmation(f"refusal of {words}", True)]
+    if kind != "NaN":
+        return []
+    shows = any(not bool(t.isfinite().all()) for t in actual.tensors().values())
+    return [_affirmation(f"any trace of {words}", shows)]
+
+
+def _as_in_the_reference(context: CaseContext, poisoned: CaseContext, name: str, words: str, kind: str) -> list[Probe]:
+    actual = _unless_refused(poisoned, name)
+    if actual is None:
+        return [_affirmation(f"refusal of {words}", True)]
+    poisoned.expected()  # raises where the structure is wrong
+    shown = kind == "NaN" and _shows(poisoned.oracle)
+    return list(_same_places(actual, poisoned.oracle, context.oracle.tensors() if shown else {}, words))
+
+
+def _unless_refused(case: CaseContext, name: str) -> Evaluation | None:
+    """The candidate's run; None where it refuses the input by name."""
     try:
-        actual = case.result
+        return case.result
     except (InputError, CandidateError) as error:
         if re.search(rf"\b{re.escape(name)}\b", str(error).partition("\n")[0]) is None:
             raise
-        return [_affirmation(f"refusal of {words}", True)]
-    if expected is None:
-        if kind != "NaN":
-            return []
-        shows = any(not bool(t.isfinite().all()) for t in actual.tensors().values())
-        return [_affirmation(f"any trace of {words}", shows)]
-    case.expected()  # raises where the structure is wrong
-    return list(_same_places(actual, expected, words, both_ways=kind == "NaN"))
-
-
-def _with(inputs: Mapping[str, Tensor], name: str, value: float) -> dict[str, Tensor]:
-    """``inputs`` with ``value`` in the middle of the named one."""
-    poisoned = inputs[name].clone(memory_format=torch.contiguous_format)
-    poisoned.view(-1)[poisoned.numel() // 2] = value
-    return {**inputs, name: poisoned}
+        return None
 
 
 def _affirmation(name: str, holds: bool) -> Probe:
@@ -70,19 +99,24 @@ def _affirmation(name: str, holds: bool) -> Probe:
     )
 
 
-def _same_places(actual: Evaluation, expected: Evaluation, words: str, *, both_ways: bool) -> Iterator[Probe]:
-    """Non-finite elements are those of the reference.
+def _same_places(actual: Evaluation, expected: Evaluation, clean: Mapping[str, Tensor], words: str) -> Iterator[Probe]:
+    """Outputs are not finite where the reference's are not. Gradients, as far as the reference promises it:
 
-    Gradients of infinities are limits that one right formula reaches and another turns into NaN: where the reference's
-    is finite it must be finite, elsewhere it may be anything. NaN stays NaN in any formula.
+    - Where its own is finite, the candidate's is.
+    - Where it is not, and ``clean``, the gradient without the poison, is not zero, nor is the candidate's finite.
+    - Elsewhere it may be anything: what is ignored has a gradient that is zero by definition, and NaN as 0 · NaN.
+
+    ``clean`` is empty where no output shows NaN: products of zero and NaN are no one's promise. Nor are infinities:
+    gradients of them are limits that one right formula reaches and another turns into NaN.
     """
     found, wanted = actual.tensors(), expected.tensors()
     for name, tensor in found.items():
         if name not in wanted:
             continue
         here, there = ~tensor.isfinite(), ~wanted[name].to(tensor.dtype).isfinite()
-        if name not in expected.outputs and not both_ways:
-            here = here | there
+        if name not in expected.outputs:
+            promised = clean[name] != 0 if name in clean else torch.zeros_like(there)
+            here = here | (there & ~promised)
         yield equality_probe(
             f"places where {name} is not finite with {words}", actual=here, expected=there, law="the reference's places"
         )

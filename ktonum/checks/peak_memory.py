@@ -53,7 +53,7 @@ def _held(context: CaseContext, peak: float, granted: float) -> CheckResult:
 
 
 def _applies(op: Op, case: Case) -> bool:
-    return op.peak_memory is not None
+    return op.peak_memory is not None and case.device == "cuda"
 
 
 CHECK = Check("peak_memory", "a run takes no more device memory than the op declares", judge=_judge, applies=_applies)

@@ -170,8 +170,8 @@ class GradcheckResult:
                     else "",
                 )
             )
-            sizes = (("scaled by 1 + size", entry.relative_power), ("one element wrong by size", entry.element_power))
-            power += [Power(f"{gradient} {what}", size if math.isfinite(size) else None) for what, size in sizes]
+            sizes = (("scaling, by 1 + size", entry.relative_power), ("one element, off by size", entry.element_power))
+            power += [Power(f"{gradient}: {what}", size if math.isfinite(size) else None) for what, size in sizes]
         return CheckResult(
             case=case,
             check=check,

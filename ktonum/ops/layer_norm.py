@@ -113,10 +113,20 @@ def _error_model(
 
 _EPS = {"eps": 1e-5}
 _PRODUCTION = ("forward", "gradients", "determinism")
-_QUICK = (
+# Few terms beside those that grow.
+_GROWING = Point({"N": 5, "H": 48}, _EPS, checks=("growth",))
+_POINTS = (
     Point({"N": 37, "H": 129}, _EPS),
     Point({"N": 5, "H": 300}, _EPS, "outliers"),
     Point({"N": 19, "H": 70}, {"eps": 1e-2}, "shifted"),
+)
+_QUICK = (*(point.but("growth") for point in _POINTS), _GROWING)
+_LARGER = tuple(
+    point.but("growth")
+    for point in (
+        Point({"N": 130, "H": 1025}, _EPS, "shifted"),
+        Point({"N": 257, "H": 512}, _EPS, "outliers"),
+    )
 )
 
 OP = Op(
@@ -133,8 +143,7 @@ OP = Op(
         "quick": _QUICK,
         "full": (
             *_QUICK,
-            Point({"N": 130, "H": 1025}, _EPS, "shifted"),
-            Point({"N": 257, "H": 512}, _EPS, "outliers"),
+            *_LARGER,
             *(
                 Point({"N": N, "H": H}, _EPS, "outliers", _PRODUCTION, devices=("cuda",))
                 for N, H in ((8192, 4096), (16_384, 5120))
@@ -143,4 +152,5 @@ OP = Op(
     },
     laws=row_laws("x"),
     error_model=_error_model,
+    reductions=("N", "H"),
 )

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from ktonum.errors import UsageError
+from ktonum.report.powers import blind_spots, flagged_from, power_rows, weakest_power
 from ktonum.report.summary import (
     CaseName,
     closing_sentence,
@@ -15,9 +16,7 @@ from ktonum.report.summary import (
     inconclusive_reasons,
     matrix,
     measured,
-    power_rows,
     standards,
-    weakest_power,
 )
 from ktonum.results import CheckResult, Report
 
@@ -55,24 +54,24 @@ def write_html(report: Report, path: str | Path, *, planned: int | None = None, 
         findings=findings(results),
         inconclusive=inconclusive_reasons(results),
         power=[{"check": r.check, "defect": r.defect, "cells": dict(r.cells)} for r in power_rows(results)],
+        blind=[(spot.check, spot.words) for spot in blind_spots(results)],
         rows=[_row(r) for r in results],
     )
     Path(path).write_text(page, encoding="utf-8")
 
 
 def _row(result: CheckResult) -> dict[str, object]:
-    power = weakest_power(result)
     return {
         "verdict": "vacuous" if result.vacuous else result.verdict.value,
         "check": result.check,
         "case": CaseName.read(result.case),
         "name": result.case,
         "measured": measured(result),
-        "power": "" if power is None else f"{power.size:.1e} ({power.defect})",
+        "power": weakest_power(result),
         "meets": ", ".join(result.meets),
         "reason": result.reason,
         "details": result.details,
         "measurements": [(format_measured(m), m.where, m.bound_source, m.within) for m in result.measurements],
         "places": [(p.tensor, p.where, p.looks_like) for p in result.localisations],
-        "powers": [(p.defect, "not flagged" if p.size is None else f"{p.size:.1e}") for p in result.power],
+        "powers": [(p.defect, flagged_from(p)) for p in result.power],
     }

@@ -5,30 +5,27 @@ A leaf like `ktonum.results`: text and numbers, neither torch nor a terminal.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ktonum.cases import DTYPES
 from ktonum.report.case_names import CaseName
-from ktonum.results import CheckResult, Measurement, Power, Report, Verdict
+from ktonum.results import CheckResult, Measurement, Report, Verdict
 
 __all__ = [
     "CaseName",
     "Finding",
     "Matrix",
-    "PowerRow",
+    "checks_of",
     "closing_sentence",
-    "defect_kind",
+    "dtypes_of",
     "findings",
     "format_measured",
     "inconclusive_reasons",
     "matrix",
     "measured",
     "place",
-    "power_rows",
     "standards",
-    "weakest_power",
 ]
 
 STANDARDS = ("precise", "eager")
@@ -61,15 +58,6 @@ class Finding:
     example: CheckResult
 
 
-@dataclass(frozen=True)
-class PowerRow:
-    """The smallest flagged defects of a kind, of one check or several that say the same: ``(dtype, text)``."""
-
-    check: str
-    defect: str
-    cells: tuple[tuple[str, str], ...]
-
-
 def measured(result: CheckResult) -> str:
     """The worst measurement as ``name = value / bound``; empty when there is none."""
     return "" if result.worst is None else format_measured(result.worst)
@@ -87,28 +75,11 @@ def place(m: Measurement) -> str:
     return f" at {m.where}" if m.where not in ("", "[]") else ""
 
 
-def defect_kind(defect: str) -> str:
-    """The kind of a planted defect: ``scaling``, ``one element``, or the defect as it was called."""
-    if "scaled by" in defect:
-        return "scaling"
-    return "one element" if "one element" in defect else defect
-
-
-def weakest_power(result: CheckResult) -> Power | None:
-    """The largest of the smallest flagged sizes: a scaling this large is flagged in whichever tensor it is planted.
-
-    Of scalings, or where none was planted of all defects; None when nothing was planted or flagged.
-    """
-    flagged = [p for p in result.power if p.size is not None]
-    scalings = [p for p in flagged if defect_kind(p.defect) == "scaling"]
-    return max(scalings or flagged, key=lambda p: p.size or 0.0, default=None)
-
-
 def matrix(results: Sequence[CheckResult]) -> Matrix:
     """Verdicts by check and dtype. A cell's second part is its worst verdict."""
-    dtypes = _dtypes(results)
+    dtypes = dtypes_of(results)
     rows = []
-    for check in _checks(results):
+    for check in checks_of(results):
         cells = []
         for dtype in dtypes:
             here = [r for r in results if r.check == check and CaseName.read(r.case).dtype == dtype]
@@ -140,7 +111,7 @@ def standards(results: Sequence[CheckResult]) -> tuple[tuple[str, str], ...]:
     lines = []
     for standard in STANDARDS:
         met, missed = [], []
-        for dtype in _dtypes(results):
+        for dtype in dtypes_of(results):
             here = [
                 r
                 for r in results
@@ -160,7 +131,7 @@ def standards(results: Sequence[CheckResult]) -> tuple[tuple[str, str], ...]:
 def findings(results: Sequence[CheckResult]) -> tuple[Finding, ...]:
     """The failures, those that say the same put together."""
     found = []
-    for check in _checks(results):
+    for check in checks_of(results):
         asked = [r for r in results if r.check == check]
         failed = [r for r in asked if r.verdict is Verdict.FAIL]
         if failed:
@@ -177,9 +148,9 @@ def findings(results: Sequence[CheckResult]) -> tuple[Finding, ...]:
         if r.verdict is Verdict.ERROR:
             errors.setdefault(r.reason, []).append(r)
     for reason, group in errors.items():
-        checks = _checks(group)
+        checks = checks_of(group)
         asked = [r for r in results if r.check in checks]
-        named = ", ".join(checks) if len(checks) < len(_checks(results)) or len(checks) == 1 else "every check"
+        named = ", ".join(checks) if len(checks) < len(checks_of(results)) or len(checks) == 1 else "every check"
         head = f"{named}: ERROR on {_share(group, asked, 'verdict')}: {reason}"
         trace = [line for line in group[0].details.rstrip().splitlines() if line.strip()]
         # Where it happened: the end of a Python traceback, the start of what a crashed process leaves.
@@ -192,7 +163,7 @@ def findings(results: Sequence[CheckResult]) -> tuple[Finding, ...]:
 def _failure(check: str, failed: Sequence[CheckResult], asked: Sequence[CheckResult]) -> Finding:
     worst = max(failed, key=_use)
     lines = []
-    for dtype in _dtypes(failed):
+    for dtype in dtypes_of(failed):
         here = [r for r in failed if CaseName.read(r.case).dtype == dtype]
         r = max(here, key=_use)
         of = sum(CaseName.read(a.case).dtype == dtype for a in asked)
@@ -226,49 +197,11 @@ def inconclusive_reasons(results: Sequence[CheckResult]) -> tuple[str, ...]:
             groups.setdefault(r.reason, []).append(r)
     lines = []
     for reason, group in groups.items():
-        checks = _checks(group)
-        named = ", ".join(checks) if len(checks) < len(_checks(results)) else "every check"
+        checks = checks_of(group)
+        named = ", ".join(checks) if len(checks) < len(checks_of(results)) else "every check"
         cases = len({r.case for r in group})
-        lines.append(f"{reason} ({named}; {cases} case{'s' * (cases > 1)} in {', '.join(_dtypes(group))})")
+        lines.append(f"{reason} ({named}; {cases} case{'s' * (cases > 1)} in {', '.join(dtypes_of(group))})")
     return tuple(lines)
-
-
-def power_rows(results: Sequence[CheckResult]) -> tuple[PowerRow, ...]:
-    """The smallest flagged defects: median and, where it differs, worst over cases and tensors, by check and dtype.
-
-    Checks with the same figures share a row.
-    """
-    dtypes = _dtypes(results)
-    rows = []
-    for check in _checks(results):
-        kinds: dict[str, dict[str, list[float | None]]] = {}
-        for r in results:
-            if r.check == check and r.verdict is Verdict.PASS:
-                for p in r.power:
-                    by_dtype = kinds.setdefault(defect_kind(p.defect), {})
-                    by_dtype.setdefault(CaseName.read(r.case).dtype, []).append(p.size)
-        for kind, by_dtype in kinds.items():
-            cells = tuple((d, _sizes(by_dtype[d])) for d in dtypes if d in by_dtype)
-            rows.append(PowerRow(check, kind, cells))
-    merged: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
-    for row in rows:
-        merged.setdefault((row.defect, row.cells), []).append(row.check)
-    return tuple(PowerRow(", ".join(checks), defect, cells) for (defect, cells), checks in merged.items())
-
-
-def _sizes(sizes: Sequence[float | None]) -> str:
-    flagged = [s for s in sizes if s is not None]
-    if not flagged:
-        return "none flagged"
-    median, worst = _size(statistics.median(flagged)), _size(max(flagged))
-    text = median if median == worst else f"{median} ({worst})"
-    missed = len(sizes) - len(flagged)
-    return f"{text}, {missed} not flagged" if missed else text
-
-
-def _size(size: float) -> str:
-    # The search for the smallest defect starts at 1e-17; a tensor of zeros shows any.
-    return "any" if size < 2e-17 else f"{size:.0e}"
 
 
 def closing_sentence(report: Report, *, planned: int, strict: bool = False) -> str:
@@ -306,11 +239,12 @@ def _share(some: Sequence[CheckResult], asked: Sequence[CheckResult], what: str 
     return f"{len(some)} of {len(asked)} {what}{'s' * (len(asked) > 1)}"
 
 
-def _dtypes(results: Iterable[CheckResult]) -> tuple[str, ...]:
+def dtypes_of(results: Iterable[CheckResult]) -> tuple[str, ...]:
     """Dtypes in the usual order, others last."""
     seen = dict.fromkeys(CaseName.read(r.case).dtype for r in results)
     return (*(d for d in DTYPES if d in seen), *(d for d in seen if d not in DTYPES))
 
 
-def _checks(results: Iterable[CheckResult]) -> tuple[str, ...]:
+def checks_of(results: Iterable[CheckResult]) -> tuple[str, ...]:
+    """The checks of the results, in their order."""
     return tuple(dict.fromkeys(r.check for r in results))

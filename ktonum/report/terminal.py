@@ -13,18 +13,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from ktonum.report.powers import HEADLINES, blind_spots, power_rows, weakest_power
 from ktonum.report.summary import (
     CaseName,
     closing_sentence,
-    defect_kind,
     findings,
     inconclusive_reasons,
     matrix,
     measured,
     place,
-    power_rows,
     standards,
-    weakest_power,
 )
 from ktonum.results import CheckResult, Report, Verdict
 
@@ -102,11 +100,8 @@ def verdict_line(result: CheckResult) -> Text:
     line = Text()
     line.append(f"{word:<12} ", style=_STYLES[word])
     line.append(f"{result.check:<18} {case.dtype:<4} ")
-    power = weakest_power(result)
     if result.verdict is Verdict.PASS and not result.vacuous:
-        parts = [measured(result)]
-        if power is not None:
-            parts.append(f"flags {defect_kind(power.defect)} {power.size:.0e}")
+        parts = [measured(result), f"flags {weakest_power(result)}"]
     elif result.verdict is Verdict.FAIL and result.worst is not None:
         others = f"meets {', '.join(result.meets)}" if result.meets else "meets no standard"
         parts = [f"{measured(result)}{place(result.worst)}", others]
@@ -175,7 +170,7 @@ def _print_matrix(console: Console, results: Sequence[CheckResult]) -> None:
 
 
 def _print_power(console: Console, results: Sequence[CheckResult]) -> None:
-    rows = power_rows(results)
+    rows = power_rows(results, kinds=HEADLINES)
     if not rows:
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -189,6 +184,14 @@ def _print_power(console: Console, results: Sequence[CheckResult]) -> None:
     title = "Would have been flagged: the smallest planted defect, relative; median over cases and tensors (worst)"
     console.print(Text(title, style="bold"))
     console.print(table)
+    spots = blind_spots(results)
+    if spots:
+        console.print()
+        console.print(Text("Would not have been flagged: planted defects, in tensors of all cases", style="bold"))
+        blind = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        for spot in spots:
+            blind.add_row(spot.check, spot.words)
+        console.print(blind)
     console.print()
 
 

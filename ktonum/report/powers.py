@@ -1,0 +1,141 @@
+"""What the planted defects of an audit amount to, in words and small tables; a leaf like `ktonum.report.summary`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ktonum.report.case_names import CaseName
+from ktonum.report.summary import checks_of, dtypes_of
+from ktonum.results import CheckResult, Power, Verdict
+
+__all__ = ["BlindSpots", "PlantedDefect", "PowerRow", "blind_spots", "flagged_from", "power_rows", "weakest_power"]
+
+#: The two kinds that a terminal has room for.
+HEADLINES = ("scaling", "one element")
+
+
+@dataclass(frozen=True)
+class PlantedDefect:
+    """`Power.defect` taken apart.
+
+    Attributes:
+        tensor: Where it was planted; empty for what is no defect of a tensor.
+        kind: E.g. ``one row zero``.
+        unit: What its size means; empty for a kind that has none.
+    """
+
+    tensor: str
+    kind: str
+    unit: str
+
+    @classmethod
+    def read(cls, power: Power) -> PlantedDefect:
+        """The parts of ``TENSOR: KIND, UNIT``."""
+        tensor, _, words = power.defect.rpartition(": ")
+        kind, _, unit = words.partition(", ")
+        return cls(tensor, kind, unit)
+
+
+@dataclass(frozen=True)
+class PowerRow:
+    """The smallest flagged defects of a kind, of one check or several that say the same: ``(dtype, text)``."""
+
+    check: str
+    defect: str
+    cells: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class BlindSpots:
+    """The defects that a check would have let pass: for each kind in how many tensors of how many planted ones."""
+
+    check: str
+    kinds: tuple[tuple[str, int, int], ...]
+
+    @property
+    def words(self) -> str:
+        """E.g. ``truncated 3 of 12, one row zero 1 of 4``."""
+        return ", ".join(f"{kind} {missed} of {planted}" for kind, missed, planted in self.kinds)
+
+
+def flagged_from(power: Power) -> str:
+    """From which size on a defect was flagged, or whether."""
+    if power.size is None:
+        return "not flagged"
+    return f"{power.size:.1e}" if PlantedDefect.read(power).unit else "flagged"
+
+
+def weakest_power(result: CheckResult) -> str:
+    """The largest of the smallest flagged sizes: a scaling this large is flagged in whichever tensor it is planted.
+
+    Of scalings, or where none was planted of all defects with a size, or a defect without; empty when nothing was
+    planted or flagged. E.g. ``scaling 3e-05``.
+    """
+    flagged = [(PlantedDefect.read(p), p.size) for p in result.power if p.size is not None]
+    sized = [pair for pair in flagged if pair[0].unit]
+    scalings = [pair for pair in sized if pair[0].kind == "scaling"]
+    found = max(scalings or sized or flagged, key=lambda pair: pair[1], default=None)
+    if found is None:
+        return ""
+    defect, size = found
+    return f"{defect.kind} {size:.0e}" if defect.unit else defect.kind
+
+
+def _passed(results: Sequence[CheckResult], check: str) -> Iterator[tuple[str, PlantedDefect, float | None]]:
+    """Dtype, defect and size of everything that was planted for a check."""
+    for r in results:
+        if r.check == check and r.verdict is Verdict.PASS:
+            for p in r.power:
+                yield CaseName.read(r.case).dtype, PlantedDefect.read(p), p.size
+
+
+def power_rows(results: Sequence[CheckResult], *, kinds: Sequence[str] | None = None) -> tuple[PowerRow, ...]:
+    """The smallest flagged sizes: median and, where it differs, worst over cases and tensors, by check and dtype.
+
+    Checks with the same figures share a row.
+
+    Args:
+        results: Of an audit.
+        kinds: The kinds to tell of; None for all that have a size.
+    """
+    dtypes = dtypes_of(results)
+    merged: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
+    for check in checks_of(results):
+        found: dict[str, dict[str, list[float | None]]] = {}
+        for dtype, defect, size in _passed(results, check):
+            if defect.unit and (kinds is None or defect.kind in kinds):
+                found.setdefault(defect.kind, {}).setdefault(dtype, []).append(size)
+        for kind, by_dtype in found.items():
+            cells = tuple((d, _sizes(by_dtype[d])) for d in dtypes if d in by_dtype)
+            merged.setdefault((kind, cells), []).append(check)
+    return tuple(PowerRow(", ".join(checks), kind, cells) for (kind, cells), checks in merged.items())
+
+
+def blind_spots(results: Sequence[CheckResult]) -> tuple[BlindSpots, ...]:
+    """For each check the kinds of defects that it would have let pass somewhere, the likeliest first."""
+    spots = []
+    for check in checks_of(results):
+        planted: dict[str, list[bool]] = {}
+        for _, defect, size in _passed(results, check):
+            planted.setdefault(defect.kind, []).append(size is None)
+        missed = [(kind, sum(found), len(found)) for kind, found in planted.items() if any(found)]
+        if missed:
+            spots.append(BlindSpots(check, tuple(sorted(missed, key=lambda m: -m[1] / m[2]))))
+    return tuple(spots)
+
+
+def _sizes(sizes: Sequence[float | None]) -> str:
+    flagged = [s for s in sizes if s is not None]
+    if not flagged:
+        return "none flagged"
+    median, worst = _size(statistics.median(flagged)), _size(max(flagged))
+    text = median if median == worst else f"{median} ({worst})"
+    missed = len(sizes) - len(flagged)
+    return f"{text}, {missed} not flagged" if missed else text
+
+
+def _size(size: float) -> str:
+    # The search for the smallest defect starts at 1e-17; a tensor of zeros shows any.
+    return "any" if size < 2e-17 else f"{size:.0e}"
