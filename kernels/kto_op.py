@@ -281,5 +281,7 @@ OP = Op(
     error_model=kto_error_model,
     special_inputs=_SPECIAL_INPUTS,
     reductions=("T", "H", "V"),
+    # Sums over sequences of logits and of rewards, which have either sign.
+    cancelling=METRICS[2:],
     adapt=_adapt,
 )

@@ -60,7 +60,7 @@ def kernels(request: pytest.FixtureRequest) -> tuple[str, dict[str, Tensor], dic
     device = "cuda" if torch.cuda.is_available() else "cpu"
     table, kind = find_table("kto"), device_class(device)
     if table is None or kind not in table.provenance:
-        pytest.skip(f"no rows for {kind}: run benchmarks/measure_tolerances.py --device {device}")
+        pytest.skip(f"no rows for {kind}: run ktonum calibrate kto --device {device}")
     context = CaseContext(OP, Case("kto", OP.points("quick")[1], request.param, device))
     return request.param, context.result.tensors(), context.expected()
 
