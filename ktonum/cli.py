@@ -117,7 +117,7 @@ def calibrate(
     dtype: Annotated[str | None, typer.Option(help="bf16, fp16, fp32, fp64, comma-separated [default: all]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     profile: Annotated[str, typer.Option(help="quick or full")] = "quick",
-    seeds: Annotated[int, typer.Option(metavar="N", help="Inputs drawn at each point; 0: 40 on a CPU, else 200")] = 0,
+    seeds: Annotated[int, typer.Option(metavar="N", help="Inputs drawn at each point; 0: 36 on a CPU, else 200")] = 0,
     table: Annotated[str, typer.Option(metavar="DIR", help="Where tables are.")] = "tolerance_tables",
     samples: Annotated[
         str, typer.Option(metavar="FILE", help="Keep samples here, and go on from them [default: DIR/samples.jsonl]")

@@ -161,7 +161,7 @@ class _Reader:
             raise self.reject(key, repr(value), "cpu, interpreter, or sm_ and digits as in sm_90")
 
     def row(self, key: str, row: Row) -> None:
-        choices = {"measure": tuple(MEASURES), "dtype": tuple(DTYPES), "stored": tuple(DTYPES)}
+        choices = {"measure": tuple(MEASURES), **dict.fromkeys(("dtype", "stored", "accumulator"), tuple(DTYPES))}
         if row.measure in MEASURES:
             choices["unit"] = (MEASURES[row.measure],)
         for name, accepted in choices.items():
@@ -175,9 +175,9 @@ class _Reader:
         )
         for part, errors, bound in (("errors", row.errors, row.bound), ("shares", row.shares, 1.0)):
             self.ascending(f"{key}.{part}", {**{name: getattr(errors, name) for name in chain}, "bound": bound})
-            if errors.decided_by != "tail" and not errors.decided_by.startswith("bound"):
-                raise self.reject(f"{key}.{part}.decided_by", repr(errors.decided_by), "tail, or bound and why")
-            if errors.decided_by != "tail" and errors.tolerance != bound:
+            if not errors.decided_by.startswith(("tail", "shares", "bound")):
+                raise self.reject(f"{key}.{part}.decided_by", repr(errors.decided_by), "tail, shares, or bound and why")
+            if errors.decided_by.startswith("bound") and errors.tolerance != bound:
                 found = f"{errors.tolerance:g}, decided by the bound {bound:g}"
                 raise self.reject(f"{key}.{part}.tolerance", found, "the bound, where that decides")
             if errors.decided_by == "tail" and not errors.tail.exceeding:

@@ -74,7 +74,7 @@ class ErrorSample:
     Attributes:
         median, quantile_90, quantile_99, maximum: Order statistics of what was measured.
         tolerance: The largest error that passes; ``maximum`` ≤ ``tolerance`` ≤ the bound.
-        decided_by: ``tail``; or ``bound`` and why the tail does not decide.
+        decided_by: ``tail``; ``shares`` where the tail of the shares of the bound gives less; or ``bound`` and why.
         tail: The fitted tail.
     """
 
@@ -200,7 +200,8 @@ class Table:
                 why = f"was measured at sizes up to {largest}, which {name}={size} is beyond"
                 return LookUp(None, f"{row.name} in {self.source} {why}")
         errors = row.errors
-        decided = "the fitted tail" if errors.decided_by == "tail" else f"the {errors.decided_by}"
+        words = {"tail": "the fitted tail", "shares": f"{row.shares.tolerance:g} of the bound, by the shares' tail"}
+        decided = words.get(errors.decided_by, f"the {errors.decided_by}")
         sample = (
             f"tolerance {errors.tolerance:g} by {decided}; largest of {row.samples} measured {errors.maximum:g} at "
             f"sizes up to {largest}, bound {row.bound:g}"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["CalibrationRequest", "calibrate_command"]
 
 # Inputs at each point and dtype: what Triton's interpreter manages for kto in minutes, and a GPU in about as long.
-_SEEDS = {"cpu": 40, "cuda": 200}
+_SEEDS = {"cpu": 36, "cuda": 200}
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def calibrate_command(request: CalibrationRequest) -> int:
     console = make_console()
     gpus = len(visible_gpus()) if device == "cuda" else 0
     workers = worker_count(request.workers, plan, gpus, "quick")
-    console.print(_headline(request, plan, workers), markup=False)
+    console.print(_headline(request, plan, workers), markup=False, soft_wrap=True)
     failed: list[CheckResult] = []
     with SamplingView(console, len(plan.items)) as view:
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ktonum.bounds import Arithmetic
 from ktonum.calibration.blocks import Block
 from ktonum.calibration.sampling import Series
 from ktonum.calibration.tails import describe_sample, four_digits
 from ktonum.cases import dtype_name, torch_dtype
-from ktonum.tables import MEASURES, Row
+from ktonum.tables import MEASURES, ErrorSample, Row
 
 __all__ = ["RULE", "Pool", "pool_samples", "row_of"]
 
 RULE = (
     "tolerance: what a right result exceeds with the probability false_alarm of its provenance, by the upper "
-    "confidence limits of a generalized Pareto tail; no less than the largest error measured, no more than the largest "
-    "bound that the op's rounding-error analysis derives for the same inputs, which decides alone where the tail does "
-    "not. errors: in the row's unit; shares: of the bound of an audit's measurement. See docs/tolerances.md"
+    "confidence limits of a generalized Pareto tail of the errors, or of their shares of the bound; no less than the "
+    "largest error measured, no more than the largest bound that the op's rounding-error analysis derives for the same "
+    "inputs, which decides alone where no tail does. errors: in the row's unit; shares: of the bound of an audit's "
+    "measurement. See docs/tolerances.md"
 )
 
 
@@ -72,6 +73,8 @@ def row_of(key: tuple[str, str, str], pool: Pool, *, device: str, device_class: 
     """
     output, measure, dtype = key
     bound, strata = max(map(four_digits, pool.bounds)), len(pool.strata)
+    shares = describe_sample(pool.shares, bound=1.0, strata=strata, false_alarm=false_alarm)
+    errors = describe_sample(pool.errors, bound=bound, strata=strata, false_alarm=false_alarm)
     return Row(
         output=output,
         measure=measure,
@@ -85,6 +88,17 @@ def row_of(key: tuple[str, str, str], pool: Pool, *, device: str, device_class: 
         strata=strata,
         elements_min=min(pool.elements),
         elements_max=max(pool.elements),
-        errors=describe_sample(pool.errors, bound=bound, strata=strata, false_alarm=false_alarm),
-        shares=describe_sample(pool.shares, bound=1.0, strata=strata, false_alarm=false_alarm),
+        errors=_no_looser_than(errors, shares, bound),
+        shares=shares,
     )
+
+
+def _no_looser_than(errors: ErrorSample, shares: ErrorSample, bound: float) -> ErrorSample:
+    """A right result keeps to a share of its own bound, which is no larger than ``bound``.
+
+    Errors in roundings differ from point to point as their bounds do, and have heavier tails than their shares.
+    """
+    granted = max(errors.maximum, four_digits(shares.tolerance * bound))
+    if shares.decided_by != "tail" or granted >= errors.tolerance:
+        return errors
+    return replace(errors, tolerance=granted, decided_by="shares")

@@ -11,10 +11,10 @@ p-value from samples of the fitted distribution that are fitted in turn (Stute, 
 A tolerance for one false alarm in a million extrapolates far beyond a sample of hundreds. Three things are done for it
 to err on the loose side, and never beyond the derived bound:
 
-- Rounding errors have an end, and most samples show it: ξ < 0. Where that end is the sample hardly knows, so the
-  tolerance takes the 99 % upper confidence limit of ξ, but no more than ξ = 0, the exponential tail, and the same limit
-  of the mean excess m, which is exact where ξ is 0: :math:`t = u + m (1 - ξ) ((α / ζs)^{-ξ} - 1) / ξ`, ζ the share of
-  errors beyond the threshold u, α the budget.
+- Rounding errors have an end, and most samples show it: ξ < 0. Where that end is the sample hardly knows. So the
+  tolerance takes the 99 % upper confidence limit of ξ, raised by what makes a normal tail's fit look as if it ended,
+  and no more than ξ = 0, the exponential tail; and the same limit of the mean excess m, exact where ξ is 0:
+  :math:`t = u + m (1 - ξ) ((α / ζs)^{-ξ} - 1) / ξ`, ζ the share of errors beyond the threshold u, α the budget.
 - A sample is made of strata: a point and a candidate each. Were all that exceed from one of s equal strata, its rate
   would be s times the mean: α is divided by s.
 - Where ξ is above zero by more than chance explains, where the distribution does not fit, or where the sample is small,
@@ -44,6 +44,8 @@ _FEWEST = 20
 # The fit is called poor below this: one good fit in a hundred is.
 _POOR = 0.01
 _CONFIDENCE = 0.99
+# What the moments of a half-normal distribution's upper fifth make of ξ, which far out is 0; with the sign reversed.
+_NORMAL_SHAPE = 0.18
 _REPLICAS = 499
 
 NO_TAIL = Tail(0, 0.0, 0.0, 0.0, 0.0)
@@ -98,7 +100,7 @@ def fit_tail(ordered: Sequence[float]) -> tuple[Tail, str]:
         return NO_TAIL, f"{count} samples, fewer than {LEAST}"
     if ordered[-1] == 0:
         return NO_TAIL, "every error is zero, the candidate is the oracle"
-    threshold = _six_digits(ordered[count - math.ceil(_SHARE * count) - 1])
+    threshold = ordered[count - math.ceil(_SHARE * count) - 1]
     excesses = np.asarray([value - threshold for value in ordered if value > threshold])
     exceeding, distinct = excesses.size, np.unique(excesses).size
     if distinct < _FEWEST:
@@ -106,7 +108,9 @@ def fit_tail(ordered: Sequence[float]) -> tuple[Tail, str]:
     shapes, scales = _probability_weighted(excesses[None])
     shape, scale = four_digits(float(shapes[0])), four_digits(float(scales[0]))
     seed = seed_of(f"anderson-darling {exceeding} {shape} {scale}")
-    tail = Tail(exceeding, threshold, shape, scale, four_digits(_goodness_of_fit(excesses, shape, scale, seed)))
+    tail = Tail(
+        exceeding, _six_digits(threshold), shape, scale, four_digits(_goodness_of_fit(excesses, shape, scale, seed))
+    )
     if tail.fit < _POOR:
         return tail, f"the tail fits poorly, p = {tail.fit:g}"
     if shape > float(stats.norm.isf(0.05)) * _shape_error(0.0, exceeding):
@@ -120,7 +124,7 @@ def tail_tolerance(tail: Tail, *, samples: int, strata: int, false_alarm: float)
     mean = tail.scale / (1 - tail.shape)
     mean *= 2 * tail.exceeding / float(stats.chi2.ppf(1 - _CONFIDENCE, 2 * tail.exceeding))
     shape = tail.shape + float(stats.norm.ppf(_CONFIDENCE)) * _shape_error(tail.shape, tail.exceeding)
-    shape = min(0.0, shape)
+    shape = min(0.0, shape + _NORMAL_SHAPE)
     level = false_alarm / strata / (tail.exceeding / samples)
     return tail.threshold + float(stats.genpareto.isf(level, shape, scale=mean * (1 - shape)))
 
