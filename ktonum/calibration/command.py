@@ -186,13 +186,9 @@ def _write(
     provenance = {**(table.provenance if table else {}), kind: made}
     file = Path(request.tables) / f"{op.name}.toml"
     write_table(Table(op.name, RULE, (*others, *revision.rows), provenance), file)
-    decided = [row.errors.decided_by for row in measured]
-    console.print(
-        f"Written: {file}: {len(measured)} rows for {kind}, {decided.count('tail')} tolerances by their tails, "
-        f"{len(decided) - decided.count('tail')} by the bound alone",
-        markup=False,
-        soft_wrap=True,
-    )
+    bounds = sum(row.errors.decided_by.startswith("bound") for row in measured)
+    words = f"{len(measured) - bounds} tolerances by a fitted tail, {bounds} by the bound alone"
+    console.print(f"Written: {file}: {len(measured)} rows for {kind}, {words}", markup=False, soft_wrap=True)
     return True
 
 

@@ -53,6 +53,5 @@ class SamplingView:
             self._console.print("\n".join(filter(None, (words, result.details.rstrip()))), markup=False, soft_wrap=True)
         before, now = ((self._done - i) * _LINES // self._total for i in (1, 0))
         if not self._console.is_terminal and now > before:
-            self._console.print(
-                f"{self._done} of {self._total} blocks measured, the last at {result.case}", markup=False
-            )
+            words = f"{self._done} of {self._total} blocks measured, the last at {result.case}"
+            self._console.print(words, markup=False, soft_wrap=True)
