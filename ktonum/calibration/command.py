@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ktonum.audit_plan import AuditPlan, AuditSettings, make_plan
-from ktonum.errors import UsageError
+from ktonum.errors import TableError, UsageError
 from ktonum.results import CheckResult, Verdict
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ktonum.calibration.blocks import Block
     from ktonum.calibration.rows import Pool
     from ktonum.op import Op
+    from ktonum.tables import Table
 
 __all__ = ["CalibrationRequest", "calibrate_command"]
 
@@ -98,6 +99,8 @@ def calibrate_command(request: CalibrationRequest) -> int:
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports the kernels
     request = request.checked(device)
     plan = make_plan(request.settings, device, (Path(folder),))
+    for op in plan.ops:
+        _read_table(op, request.tables)  # a damaged one is no news for after the measuring
 
     from ktonum.audit_session import run_session, worker_count
     from ktonum.calibration.view import SamplingView
@@ -162,7 +165,7 @@ def _write(
     from ktonum.calibration.revision import revise_rows
     from ktonum.calibration.rows import RULE, row_of
     from ktonum.cases import parse_dtypes
-    from ktonum.table_files import find_table, write_table
+    from ktonum.table_files import write_table
     from ktonum.tables import Table
     from ktonum.tolerances import device_class
 
@@ -173,7 +176,7 @@ def _write(
         row_of(key, pool, device=device, device_class=kind, false_alarm=request.false_alarm)
         for key, pool in sorted(pools.items())
     ]
-    table = find_table(op.name, request.tables)
+    table = _read_table(op, request.tables)
     revision = revise_rows(table, measured, device_class=kind, reason=request.reason, date=made.date)
     for line in revision.tightened:
         console.print(f"looser than the data need: {line}", markup=False, soft_wrap=True)
@@ -202,12 +205,11 @@ def _check(
 ) -> bool:
     from ktonum.calibration.comparison import hold_against_rows
     from ktonum.environment import describe_environment
-    from ktonum.table_files import find_table
     from ktonum.tolerances import device_class
 
     name = describe_environment(device)["device"]["name"]
     kind = device_class(device)
-    table = find_table(op.name, request.tables)
+    table = _read_table(op, request.tables)
     held = hold_against_rows(pools, table, device_class=kind, device=name)
     for one in held:
         console.print(one.said, markup=False, soft_wrap=True)
@@ -221,6 +223,16 @@ def _check(
         soft_wrap=True,
     )
     return not beyond
+
+
+def _read_table(op: Op, folder: str) -> Table | None:
+    """The op's table in the folder, or the shipped one, as it is before this run."""
+    from ktonum.table_files import find_table
+
+    try:
+        return find_table(op.name, folder)
+    except TableError as error:
+        raise UsageError(f"{error}; mend or remove the file") from error
 
 
 def _refuse(console: Console, heading: str, lines: Sequence[str]) -> bool:
