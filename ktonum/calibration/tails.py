@@ -93,8 +93,13 @@ def _order_statistic(ordered: Sequence[float], level: float) -> float:
     return ordered[math.ceil(level * len(ordered)) - 1]
 
 
-def fit_tail(ordered: Sequence[float]) -> tuple[Tail, str]:
-    """The tail of an ascending sample; and why no tolerance may rest on it, empty where one may."""
+def fit_tail(ordered: Sequence[float], *, replicas: int = _REPLICAS) -> tuple[Tail, str]:
+    """The tail of an ascending sample; and why no tolerance may rest on it, empty where one may.
+
+    Args:
+        ordered: The sample.
+        replicas: How many samples of the fitted distribution the p-value is from; 0 takes the fit to be good.
+    """
     count = len(ordered)
     if count < LEAST:
         return NO_TAIL, f"{count} samples, fewer than {LEAST}"
@@ -109,7 +114,11 @@ def fit_tail(ordered: Sequence[float]) -> tuple[Tail, str]:
     shape, scale = four_digits(float(shapes[0])), four_digits(float(scales[0]))
     seed = seed_of(f"anderson-darling {exceeding} {shape} {scale}")
     tail = Tail(
-        exceeding, _six_digits(threshold), shape, scale, four_digits(_goodness_of_fit(excesses, shape, scale, seed))
+        exceeding,
+        _six_digits(threshold),
+        shape,
+        scale,
+        four_digits(_goodness_of_fit(excesses, shape, scale, seed, replicas)),
     )
     if tail.fit < _POOR:
         return tail, f"the tail fits poorly, p = {tail.fit:g}"
@@ -156,14 +165,16 @@ def _probability_weighted(excesses: np.ndarray[Any, Any]) -> tuple[np.ndarray[An
     return 2 - first / difference, 2 * first * second / difference
 
 
-def _goodness_of_fit(excesses: np.ndarray[Any, Any], shape: float, scale: float, seed: int) -> float:
+def _goodness_of_fit(excesses: np.ndarray[Any, Any], shape: float, scale: float, seed: int, replicas: int) -> float:
     """The p-value of the Anderson–Darling statistic by parametric bootstrap."""
+    if not replicas:
+        return 1.0
     found = _anderson_darling(excesses[None], np.array([shape]), np.array([scale]))[0]
-    size = (_REPLICAS, excesses.size)
+    size = (replicas, excesses.size)
     drawn = stats.genpareto.rvs(shape, scale=scale, size=size, random_state=np.random.default_rng(seed))
     drawn.sort(axis=1)
-    replicas = _anderson_darling(drawn, *_probability_weighted(drawn))
-    return float((1 + (replicas >= found).sum()) / (1 + _REPLICAS))
+    others = _anderson_darling(drawn, *_probability_weighted(drawn))
+    return float((1 + (others >= found).sum()) / (1 + replicas))
 
 
 def _anderson_darling(
