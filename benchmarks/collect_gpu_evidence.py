@@ -54,7 +54,7 @@ def stages(out: Path, liger_checkout: str | None) -> list[Stage]:
         command = [sys.executable, "-m", "ktonum", "audit", "--device", "cuda", "--json", str(out / report), *arguments]
         return Stage(name, command, report)
 
-    calibrate = [sys.executable, "-m", "ktonum", "calibrate", "--device", "cuda", "--table", str(out)]
+    calibrate = [sys.executable, "-m", "ktonum", "calibrate", "--device", "cuda", "--table", "tolerance_tables"]
     tests = [str(p) for p in sorted((ROOT / "tests").glob("test_kernels_*.py"))]
     listed = [
         audit("audit-quick"),

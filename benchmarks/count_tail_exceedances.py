@@ -34,6 +34,7 @@ from ktonum.kernels.kto_op import OP as KTO
 from ktonum.op import Op
 from ktonum.ops.cross_entropy import OP as CROSS_ENTROPY
 from ktonum.ops.rms_norm import OP as RMS_NORM
+from ktonum.tables import Tail
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = (1e-1, 1e-2, 1e-3)
@@ -114,33 +115,38 @@ class Count:
         return self.low <= self.observed <= self.high
 
 
-def count(by_dims: Sequence[Sequence[float]], fresh: Sequence[float], level: float) -> Count | None:
-    """The errors of ``fresh`` beyond the level that was fitted to the errors of several dims; None without a tail.
+class Calibration:
+    """The tail of errors at several dims, and those that other calibrations would have found.
 
-    The prediction is itself from a sample: dims are drawn again, with replacement, the tail is fitted to their errors,
-    and what the first fit says of the level of that one is the rate that another calibration would have predicted.
+    Dims are drawn again, with replacement, and the tail is fitted to their errors.
     """
-    sample = sorted(value for found in by_dims for value in found)
-    tail, _ = fit_tail(sample)
-    if not tail.exceeding:
-        return None
-    reached = exceedance(tail, samples=len(sample), level=level)
-    draw = np.random.default_rng(seed_of(f"bootstrap {len(sample)} {level}"))
-    ordered = np.asarray(sample)
-    counts = []
-    for _ in range(_REPLICAS):
-        again = sorted(v for i in draw.integers(len(by_dims), size=len(by_dims)) for v in by_dims[i])
-        refitted, _ = fit_tail(again, replicas=0)
-        other = exceedance(refitted, samples=len(again), level=level)
-        rate = (ordered > other).mean() if level > 0.05 else _rate(other, tail, len(sample))
-        counts.append(draw.binomial(len(fresh), min(1.0, rate)))
-    low, high = np.quantile(counts, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
-    return Count(level, sum(value > reached for value in fresh), len(fresh), int(low), int(np.ceil(high)))
 
+    def __init__(self, by_dims: Sequence[Sequence[float]]) -> None:
+        self.sample = sorted(value for found in by_dims for value in found)
+        self.tail, _ = fit_tail(self.sample)
+        self._draw = np.random.default_rng(seed_of(f"bootstrap {len(self.sample)} {self.tail}"))
+        self._others: list[tuple[Tail, int]] = []
+        for _ in range(_REPLICAS):
+            again = [v for i in self._draw.integers(len(by_dims), size=len(by_dims)) for v in by_dims[i]]
+            self._others.append((fit_tail(sorted(again), replicas=0)[0], len(again)))
 
-def _rate(value: float, tail: Any, samples: int) -> float:
-    share = tail.exceeding / samples
-    return share * float(stats.genpareto.sf(value - tail.threshold, tail.shape, scale=tail.scale))
+    def count(self, fresh: Sequence[float], level: float) -> Count:
+        """How many of the fresh errors exceed the level, and how many may.
+
+        Where another calibration puts the level, the tail of this one knows the rate of: the rate to be expected here,
+        had that one been right.
+        """
+        reached = exceedance(self.tail, samples=len(self.sample), level=level)
+        counts = []
+        for tail, samples in self._others:
+            other = exceedance(tail, samples=samples, level=level)
+            counts.append(self._draw.binomial(len(fresh), min(1.0, self._rate(other))))
+        low, high = np.quantile(counts, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
+        return Count(level, sum(value > reached for value in fresh), len(fresh), int(low), int(np.ceil(high)))
+
+    def _rate(self, value: float) -> float:
+        excess, tail = value - self.tail.threshold, self.tail
+        return tail.exceeding / len(self.sample) * float(stats.genpareto.sf(excess, tail.shape, scale=tail.scale))
 
 
 def experiments(subject: int, fresh: int, pool: Any) -> Iterator[tuple[str, list[str], list[Count], int]]:
@@ -152,20 +158,17 @@ def experiments(subject: int, fresh: int, pool: Any) -> Iterator[tuple[str, list
     other = pool.map(measure, [(subject, _DIMS + n, 0, 1) for n in range(fresh - half)], chunksize=100)
     for name in fitted[0]:
         by_dims = [found[name] for found in fitted if name in found]
-        sample = [value for found in by_dims for value in found]
         drawn = [[v for found in part for v in found.get(name, ())] for part in (same, other)]
-        described = describe_sample(sample, bound=1.0, strata=1, false_alarm=FALSE_ALARM)
+        calibration = Calibration(by_dims)
+        described = describe_sample(calibration.sample, bound=1.0, strata=1, false_alarm=FALSE_ALARM)
         beyond = sum(value > described.tolerance for part in drawn for value in part)
         decided = f"{described.tolerance:.2f}" if described.decided_by == "tail" else "1 (the bound)"
-        counts = [count(by_dims, part, level) for part in drawn for level in LEVELS]
-        if None in counts:
-            continue
-        kept = [c for c in counts if c is not None]
-        cells = [_cell(c) for c in kept]
+        counts = [calibration.count(part, level) for part in drawn for level in LEVELS]
+        cells = [_cell(c) for c in counts]
         fit = described.tail
         total = sum(map(len, drawn))
         cells += [f"{fit.shape:+.2f}", f"{fit.fit:.2f}", f"{described.maximum:.2f}", decided, f"{beyond} of {total:,}"]
-        yield name, cells, kept, beyond
+        yield name, cells, counts, beyond
 
 
 def _cell(found: Count) -> str:

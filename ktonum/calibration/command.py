@@ -226,11 +226,12 @@ def _check(
 
 
 def _read_table(op: Op, folder: str) -> Table | None:
-    """The op's table in the folder, or the shipped one, as it is before this run."""
-    from ktonum.table_files import find_table
+    """The op's table in the folder as it is before this run; not a shipped one, which another op's name may equal."""
+    from ktonum.table_files import load_table
 
+    file = Path(folder) / f"{op.name}.toml"
     try:
-        return find_table(op.name, folder)
+        return load_table(file) if file.exists() else None
     except TableError as error:
         raise UsageError(f"{error}; mend or remove the file") from error
 
