@@ -145,6 +145,10 @@ def _samplings(op: Op, settings: AuditSettings, dtypes: tuple[str, ...], device:
     from ktonum.calibration.blocks import Wanted
     from ktonum.calibration.items import block_works
 
+    if not settings.samples:
+        raise UsageError(
+            "--ktonum-seeds needs --ktonum-samples, a file to keep samples in; see ktonum calibrate --help"
+        )
     wanted = Wanted(settings.candidates, settings.profile, dtypes, device, settings.seeds)
     works = block_works(op, wanted, Path(settings.samples))
     return [PlannedItem(work.block.op, work.block.case, work.name, work) for work in works]

@@ -37,14 +37,14 @@ __all__ = ["LEAST", "describe_sample", "exceedance", "fit_tail", "four_digits", 
 
 #: A sample smaller than this has no tail to speak of.
 LEAST = 100
-# The largest fifth is the tail: two dozen errors at least.
+# The largest fifth is the tail: twenty errors at least.
 _SHARE = 0.2
 # Fewer distinct errors than this above the threshold are no tail: roundings may repeat each other.
 _FEWEST = 20
 # The fit is called poor below this: one good fit in a hundred is.
 _POOR = 0.01
 _CONFIDENCE = 0.99
-# What the moments of a half-normal distribution's upper fifth make of ξ, which far out is 0; with the sign reversed.
+# What the moments of a half-normal distribution's upper fifth make of ξ, −0.176, which far out is 0; sign reversed.
 _NORMAL_SHAPE = 0.18
 _REPLICAS = 499
 
