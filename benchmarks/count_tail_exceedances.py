@@ -160,7 +160,7 @@ def experiments(subject: int, fresh: int, pool: Any) -> Iterator[tuple[str, list
         by_dims = [found[name] for found in fitted if name in found]
         drawn = [[v for found in part for v in found.get(name, ())] for part in (same, other)]
         calibration = Calibration(by_dims)
-        described = describe_sample(calibration.sample, bound=1.0, strata=1, false_alarm=FALSE_ALARM)
+        described = describe_sample([calibration.sample], bound=1.0, false_alarm=FALSE_ALARM)
         beyond = sum(value > described.tolerance for part in drawn for value in part)
         decided = f"{described.tolerance:.2f}" if described.decided_by == "tail" else "1 (the bound)"
         counts = [calibration.count(part, level) for part in drawn for level in LEVELS]

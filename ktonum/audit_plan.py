@@ -38,6 +38,7 @@ class AuditSettings:
         standard: ``precise`` or ``eager``.
         only: Keep items whose ``CASE::CHECK`` contains one of these; empty keeps all.
         seeds: How many inputs a calibration draws at each point; 0 for an audit.
+        first_seed: The offset of the first of these cases; an audit's have none.
         candidates: What a calibration measures instead of the candidates that it takes to be right.
         samples: The file in which a calibration keeps its samples.
     """
@@ -50,6 +51,7 @@ class AuditSettings:
     standard: str = "precise"
     only: tuple[str, ...] = ()
     seeds: int = 0
+    first_seed: int = 0
     candidates: tuple[str, ...] = ()
     samples: str = ""
 
@@ -149,7 +151,7 @@ def _samplings(op: Op, settings: AuditSettings, dtypes: tuple[str, ...], device:
         raise UsageError(
             "--ktonum-seeds needs --ktonum-samples, a file to keep samples in; see ktonum calibrate --help"
         )
-    wanted = Wanted(settings.candidates, settings.profile, dtypes, device, settings.seeds)
+    wanted = Wanted(settings.candidates, settings.profile, dtypes, device, settings.first_seed, settings.seeds)
     works = block_works(op, wanted, Path(settings.samples))
     return [PlannedItem(work.block.op, work.block.case, work.name, work) for work in works]
 

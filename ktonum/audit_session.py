@@ -111,6 +111,7 @@ def _arguments(
         "--ktonum-standard": settings.standard,
         "--ktonum-timeout": timeout,
         "--ktonum-seeds": settings.seeds or None,
+        "--ktonum-first-seed": settings.first_seed or None,
         "--ktonum-samples": settings.samples or None,
         "--rootdir": folder,
         "--junitxml": None if junit is None else Path(junit).absolute(),

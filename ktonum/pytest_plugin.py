@@ -63,6 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     calibrating = "used by ktonum calibrate: "
     group.addoption("--ktonum-seeds", type=int, default=0, metavar="N", help=f"{calibrating}inputs drawn at a point")
+    group.addoption("--ktonum-first-seed", type=int, default=0, metavar="N", help=f"{calibrating}their first offset")
     group.addoption("--ktonum-samples", default="", metavar="FILE", help=f"{calibrating}where samples are kept")
     group.addoption(
         "--ktonum-right",
@@ -186,6 +187,7 @@ class _AuditRun:
                 standard=option.ktonum_standard,
                 only=tuple(select),
                 seeds=option.ktonum_seeds,
+                first_seed=option.ktonum_first_seed,
                 candidates=tuple(option.ktonum_right),
                 samples=option.ktonum_samples,
             )

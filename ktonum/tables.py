@@ -74,7 +74,8 @@ class ErrorSample:
     Attributes:
         median, quantile_90, quantile_99, maximum: Order statistics of what was measured.
         tolerance: The largest error that passes; ``maximum`` ≤ ``tolerance`` ≤ the bound.
-        decided_by: ``tail``; ``shares`` where the tail of the shares of the bound gives less; or ``bound`` and why.
+        decided_by: ``tail``; ``strata`` for that of errors as multiples of their stratum's mean; or ``bound`` and why.
+        typical: What the tail's tolerance is multiplied by: 1, or the largest mean of a stratum.
         tail: The fitted tail.
     """
 
@@ -84,6 +85,7 @@ class ErrorSample:
     maximum: float
     tolerance: float
     decided_by: str
+    typical: float
     tail: Tail
 
 
@@ -200,7 +202,7 @@ class Table:
                 why = f"was measured at sizes up to {largest}, which {name}={size} is beyond"
                 return LookUp(None, f"{row.name} in {self.source} {why}")
         errors = row.errors
-        words = {"tail": "the fitted tail", "shares": f"{row.shares.tolerance:g} of the bound, by the shares' tail"}
+        words = {"tail": "the fitted tail", "strata": "the fitted tail of multiples of each point's mean"}
         decided = words.get(errors.decided_by, f"the {errors.decided_by}")
         sample = (
             f"tolerance {errors.tolerance:g} by {decided}; largest of {row.samples} measured {errors.maximum:g} at "

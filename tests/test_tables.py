@@ -41,6 +41,7 @@ ERRORS = ErrorSample(
     maximum=1e-05,
     tolerance=2e-05,
     decided_by="tail",
+    typical=1.0,
     tail=TAIL,
 )
 ROW = Row(
@@ -131,7 +132,7 @@ ROW_1 = r"row 1 \(grad_weight/element/bf16/sm_90\)"
         (once("errors = {", "errors = 1 #"), r"row 1\.errors: 1, an integer; accepted: a table"),
         (
             once('decided_by = "tail"', 'decided_by = "luck"'),
-            rf"{ROW_1}\.errors\.decided_by: 'luck'; accepted: tail, shares, or",
+            rf"{ROW_1}\.errors\.decided_by: 'luck'; accepted: tail, strata, or",
         ),
         (once('decided_by = "tail"', 'decided_by = "bound: x"'), rf"{ROW_1}\.errors\.tolerance: 2e-05, decided by the"),
         (once("exceeding = 3", "exceeding = 0"), rf"{ROW_1}\.errors\.tail\.exceeding: 0; accepted: 1 or more"),
@@ -269,13 +270,10 @@ def test_a_shipped_table_is_valid_and_no_looser_than_its_derivation(file: Path, 
         for sample, bound in ((row.errors, row.bound), (row.shares, 1.0)):
             # The numbers of the row are all that its tolerance follows from.
             budget = {"samples": row.samples, "strata": row.strata, "false_alarm": made.false_alarm}
-            if sample.decided_by == "tail":
-                reached = four_digits(tail_tolerance(sample.tail, **budget))
-            elif sample.decided_by == "shares":
-                reached = four_digits(row.shares.tolerance * row.bound)
-            else:
+            if sample.decided_by.startswith("bound"):
                 assert sample.tolerance == bound, row.name
                 continue
+            reached = four_digits(sample.typical * tail_tolerance(sample.tail, **budget))
             assert sample.tolerance == max(sample.maximum, reached) < bound, row.name
 
 

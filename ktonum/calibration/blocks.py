@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from ktonum.cases import Case
 from ktonum.op import Op
 
-__all__ = ["FIRST_SEED", "Block", "Wanted", "blocks_of", "candidates_in_words", "right_candidates"]
+__all__ = ["FIRST_FRESH_SEED", "FIRST_SEED", "Block", "Wanted", "blocks_of", "candidates_in_words", "right_candidates"]
 
 #: The offset of the first case that is measured: an audit runs offset 0, and reducing a failure tries the next ones.
 FIRST_SEED = 1000
+#: That of the first case which is held against a table: no table was made with these.
+FIRST_FRESH_SEED = 1_000_000
 # Seeds that one worker measures together, and that are lost when it is killed.
 _SEEDS = 20
 # Every op's own candidate, by this name.
@@ -26,6 +28,7 @@ class Wanted:
         profile: ``quick`` or ``full``.
         dtypes: Names of dtypes.
         device: ``cpu`` or ``cuda``.
+        first_seed: The offset of the first case.
         seeds: How many inputs are drawn at each point, dtype and candidate.
     """
 
@@ -33,6 +36,7 @@ class Wanted:
     profile: str
     dtypes: tuple[str, ...]
     device: str
+    first_seed: int
     seeds: int
 
 
@@ -104,6 +108,6 @@ def blocks_of(op: Op, wanted: Wanted) -> list[Block]:
         for name in wanted.candidates or right_candidates(op, case.dtype):
             chosen = op if name == _OWN else op.with_candidate(name)
             for first in range(0, wanted.seeds, _SEEDS):
-                start = replace(case, offset=FIRST_SEED + first)
+                start = replace(case, offset=wanted.first_seed + first)
                 found.append(Block(chosen, name, start, min(_SEEDS, wanted.seeds - first)))
     return found

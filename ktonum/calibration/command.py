@@ -60,6 +60,8 @@ class CalibrationRequest:
         Raises:
             UsageError: Something is none of what is accepted.
         """
+        from ktonum.calibration.blocks import FIRST_FRESH_SEED, FIRST_SEED
+
         self.settings.check()
         if self.settings.seeds < 0:
             raise UsageError(f"--seeds is {self.settings.seeds}: draw one or more")
@@ -74,7 +76,8 @@ class CalibrationRequest:
         if not samples.parent.is_dir():
             raise UsageError(f"--samples {samples}: there is no folder {samples.parent}; create it first")
         seeds = self.settings.seeds or _SEEDS[device]
-        return replace(self, settings=replace(self.settings, seeds=seeds, samples=str(samples)))
+        first = FIRST_FRESH_SEED if self.check else FIRST_SEED
+        return replace(self, settings=replace(self.settings, seeds=seeds, first_seed=first, samples=str(samples)))
 
 
 def calibrate_command(request: CalibrationRequest) -> int:
@@ -170,7 +173,8 @@ def _write(
     from ktonum.tolerances import device_class
 
     settings, kind = request.settings, device_class(device)
-    wanted = Wanted(settings.candidates, settings.profile, parse_dtypes(settings.dtypes), device, settings.seeds)
+    dtypes = parse_dtypes(settings.dtypes)
+    wanted = Wanted(settings.candidates, settings.profile, dtypes, device, settings.first_seed, settings.seeds)
     made = provenance_of(op, wanted, blocks, command=_command(request), false_alarm=request.false_alarm)
     measured = [
         row_of(key, pool, device=device, device_class=kind, false_alarm=request.false_alarm)

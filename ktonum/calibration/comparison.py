@@ -48,7 +48,7 @@ def hold_against_rows(
             row, why = found.row, found.why
         if row is None:
             within = not pool.beyond
-            said = f"{'within' if within else 'BEYOND'} the derived bound, of {len(pool.errors)} errors: {why}"
+            said = f"{'within' if within else 'BEYOND'} the derived bound, of {pool.samples} errors: {why}"
             held.append(Held(name, within, False, f"{name}: {said}"))
         else:
             held.append(_against(name, pool, row, why))
@@ -57,12 +57,13 @@ def hold_against_rows(
 
 def _against(name: str, pool: Pool, row: Row, why: str) -> Held:
     parts, within = [], not pool.beyond
-    for what, found, tolerance in (
-        (row.unit, pool.errors, row.tolerance),
-        ("of the bound", pool.shares, row.shares.tolerance),
+    for what, name_of, tolerance in (
+        (row.unit, "errors", row.tolerance),
+        ("of the bound", "shares", row.shares.tolerance),
     ):
+        found = [value for stratum in pool.strata.values() for value in getattr(stratum, name_of)]
         largest, beyond = max(found), sum(not value <= tolerance for value in found)
         within = within and not beyond
         parts.append(f"largest {largest:.4g} {what}, tolerance {tolerance:g}" + f", {beyond} beyond" * bool(beyond))
-    said = f"{'within' if within else 'BEYOND'}, {len(pool.errors)} errors: {'; '.join(parts)}; {why}"
+    said = f"{'within' if within else 'BEYOND'}, {pool.samples} errors: {'; '.join(parts)}; {why}"
     return Held(name, within, True, f"{name}: {said}")

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ktonum.bounds import Arithmetic
 from ktonum.calibration.blocks import Block
 from ktonum.calibration.sampling import Series
 from ktonum.calibration.tails import describe_sample, four_digits
 from ktonum.cases import dtype_name, torch_dtype
-from ktonum.tables import MEASURES, ErrorSample, Row
+from ktonum.tables import MEASURES, Row
 
-__all__ = ["RULE", "Pool", "pool_samples", "row_of"]
+__all__ = ["RULE", "Pool", "Stratum", "pool_samples", "row_of"]
 
 RULE = (
     "tolerance: what a right result exceeds with the probability false_alarm of its provenance, by the upper "
-    "confidence limits of a generalized Pareto tail of the errors, or of their shares of the bound; no less than the "
-    "largest error measured, no more than the largest bound that the op's rounding-error analysis derives for the same "
-    "inputs, which decides alone where no tail does. errors: in the row's unit; shares: of the bound of an audit's "
-    "measurement. See docs/tolerances.md"
+    "confidence limits of a generalized Pareto tail of the errors, or of the errors as multiples of their point's "
+    "mean; no less than the largest error measured, no more than the largest bound that the op's rounding-error "
+    "analysis derives for the same inputs, which decides alone where no tail does. errors: in the row's unit; shares: "
+    "of the bound of an audit's measurement. See docs/tolerances.md"
 )
+
+
+@dataclass
+class Stratum:
+    """The samples of one point and candidate; see `ktonum.calibration.sampling.Series`."""
+
+    errors: list[float] = field(default_factory=list)
+    bounds: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+    elements: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -29,24 +39,24 @@ class Pool:
 
     Attributes:
         stored: The name of the output's dtype.
-        strata: Pairs of point and candidate that they come from.
-        errors, bounds, shares, elements: As in `ktonum.calibration.sampling.Series`.
+        strata: By point and candidate.
         beyond: Where an error is beyond its bound, in words.
     """
 
     stored: str
-    strata: set[tuple[str, str]] = field(default_factory=set)
-    errors: list[float] = field(default_factory=list)
-    bounds: list[float] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)
-    elements: list[int] = field(default_factory=list)
+    strata: dict[tuple[str, str], Stratum] = field(default_factory=dict)
     beyond: list[str] = field(default_factory=list)
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return sum(len(stratum.errors) for stratum in self.strata.values())
 
     def add(self, block: Block, series: Series) -> None:
         """Take in what a block has of it."""
-        self.strata.add(block.stratum)
+        stratum = self.strata.setdefault(block.stratum, Stratum())
         for name in ("errors", "bounds", "shares", "elements"):
-            getattr(self, name).extend(getattr(series, name))
+            getattr(stratum, name).extend(getattr(series, name))
         if series.beyond:
             self.beyond.append(f"{block.name}: {series.beyond}")
 
@@ -72,9 +82,9 @@ def row_of(key: tuple[str, str, str], pool: Pool, *, device: str, device_class: 
         false_alarm: The probability that a right result exceeds the tolerance.
     """
     output, measure, dtype = key
-    bound, strata = max(map(four_digits, pool.bounds)), len(pool.strata)
-    shares = describe_sample(pool.shares, bound=1.0, strata=strata, false_alarm=false_alarm)
-    errors = describe_sample(pool.errors, bound=bound, strata=strata, false_alarm=false_alarm)
+    bound = max(four_digits(value) for stratum in pool.strata.values() for value in stratum.bounds)
+    errors, shares = ([getattr(s, name) for s in pool.strata.values()] for name in ("errors", "shares"))
+    elements = [size for stratum in pool.strata.values() for size in stratum.elements]
     return Row(
         output=output,
         measure=measure,
@@ -84,21 +94,10 @@ def row_of(key: tuple[str, str, str], pool: Pool, *, device: str, device_class: 
         accumulator=dtype_name(Arithmetic.of("precise", torch_dtype(dtype), device).accumulator),
         unit=MEASURES[measure],
         bound=bound,
-        samples=len(pool.errors),
-        strata=strata,
-        elements_min=min(pool.elements),
-        elements_max=max(pool.elements),
-        errors=_no_looser_than(errors, shares, bound),
-        shares=shares,
+        samples=pool.samples,
+        strata=len(pool.strata),
+        elements_min=min(elements),
+        elements_max=max(elements),
+        errors=describe_sample(errors, bound=bound, false_alarm=false_alarm),
+        shares=describe_sample(shares, bound=1.0, false_alarm=false_alarm),
     )
-
-
-def _no_looser_than(errors: ErrorSample, shares: ErrorSample, bound: float) -> ErrorSample:
-    """A right result keeps to a share of its own bound, which is no larger than ``bound``.
-
-    Errors in roundings differ from point to point as their bounds do, and have heavier tails than their shares.
-    """
-    granted = max(errors.maximum, four_digits(shares.tolerance * bound))
-    if shares.decided_by != "tail" or granted >= errors.tolerance:
-        return errors
-    return replace(errors, tolerance=granted, decided_by="shares")

@@ -18,7 +18,9 @@ to err on the loose side, and never beyond the derived bound:
 - A sample is made of strata: a point and a candidate each. Were all that exceed from one of s equal strata, its rate
   would be s times the mean: α is divided by s.
 - Where ξ is above zero by more than chance explains, where the distribution does not fit, or where the sample is small,
-  the tail decides nothing, and the bound alone does.
+  that tail decides nothing. Strata of unlike scales make such tails. So one is fitted to errors as multiples of their
+  stratum's mean, and its tolerance is multiplied by the 99 % upper confidence limit of the largest mean (regional
+  frequency analysis pools sites that way: Hosking and Wallis 1997). Where that one fails as well, the bound decides.
 """
 
 from __future__ import annotations
@@ -61,22 +63,28 @@ def _six_digits(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def describe_sample(sample: Sequence[float], *, bound: float, strata: int, false_alarm: float) -> ErrorSample:
+def describe_sample(strata: Sequence[Sequence[float]], *, bound: float, false_alarm: float) -> ErrorSample:
     """Order statistics, tail and tolerance of errors that are all within ``bound``.
 
     Args:
-        sample: The errors.
+        strata: The errors of each stratum.
         bound: The largest tolerance.
-        strata: How many equal strata the sample is made of.
         false_alarm: The probability that a right result exceeds the tolerance.
     """
-    tail, why = fit_tail(sorted(sample))
-    ordered = sorted(four_digits(value) for value in sample)
+    sample = sorted(value for stratum in strata for value in stratum)
+    ordered = [four_digits(value) for value in sample]
+    decided_by, typical = "tail", 1.0
+    tail, why = fit_tail(sample)
+    if tail.exceeding and why:
+        scaled, typical = _relative_to_strata(strata)
+        other, objection = fit_tail(scaled)
+        if not objection:
+            decided_by, tail, why = "strata", other, ""
     tolerance = bound
     if not why:
         # From the numbers that the table keeps, so that a reader can do the sum.
-        reached = tail_tolerance(tail, samples=len(ordered), strata=strata, false_alarm=false_alarm)
-        tolerance = max(ordered[-1], four_digits(reached))
+        reached = tail_tolerance(tail, samples=len(sample), strata=len(strata), false_alarm=false_alarm)
+        tolerance = max(ordered[-1], four_digits(typical * reached))
         why = f"the tail reaches {tolerance:g}" if tolerance >= bound else ""
     return ErrorSample(
         median=_order_statistic(ordered, 0.5),
@@ -84,9 +92,23 @@ def describe_sample(sample: Sequence[float], *, bound: float, strata: int, false
         quantile_99=_order_statistic(ordered, 0.99),
         maximum=ordered[-1],
         tolerance=min(bound, tolerance),
-        decided_by=f"bound: {why}" if why else "tail",
+        decided_by=f"bound: {why}" if why else decided_by,
+        typical=typical if decided_by == "strata" else 1.0,
         tail=tail,
     )
+
+
+def _relative_to_strata(strata: Sequence[Sequence[float]]) -> tuple[list[float], float]:
+    """The errors as multiples of their stratum's mean, ascending; and the upper limit of the largest mean."""
+    scaled: list[float] = []
+    largest = 0.0
+    for stratum in map(np.asarray, strata):
+        mean = float(stratum.mean())
+        if mean > 0:
+            scaled += [float(value) for value in stratum / mean]
+        deviation = float(stratum.std()) / math.sqrt(stratum.size)
+        largest = max(largest, mean + float(stats.norm.ppf(_CONFIDENCE)) * deviation)
+    return sorted(scaled), four_digits(largest)
 
 
 def _order_statistic(ordered: Sequence[float], level: float) -> float:
