@@ -175,8 +175,10 @@ class _Reader:
         )
         for part, errors, bound in (("errors", row.errors, row.bound), ("shares", row.shares, 1.0)):
             self.ascending(f"{key}.{part}", {**{name: getattr(errors, name) for name in chain}, "bound": bound})
-            if not errors.decided_by.startswith(("tail", "strata", "bound")):
-                raise self.reject(f"{key}.{part}.decided_by", repr(errors.decided_by), "tail, strata, or bound and why")
+            if not errors.decided_by.startswith(("tail", "strata", "rounding", "bound")):
+                raise self.reject(
+                    f"{key}.{part}.decided_by", repr(errors.decided_by), "tail, strata, rounding, or bound and why"
+                )
             if errors.decided_by.startswith("bound") and errors.tolerance != bound:
                 found = f"{errors.tolerance:g}, decided by the bound {bound:g}"
                 raise self.reject(f"{key}.{part}.tolerance", found, "the bound, where that decides")

@@ -74,7 +74,8 @@ class ErrorSample:
     Attributes:
         median, quantile_90, quantile_99, maximum: Order statistics of what was measured.
         tolerance: The largest error that passes; ``maximum`` ≤ ``tolerance`` ≤ the bound.
-        decided_by: ``tail``; ``strata`` for that of errors as multiples of their stratum's mean; or ``bound`` and why.
+        decided_by: ``tail``; ``strata`` for that of errors as multiples of their stratum's mean; ``rounding`` where
+            either gives less than rounding the exact result once may come to; or ``bound`` and why.
         typical: What the tail's tolerance is multiplied by: 1, or the largest mean of a stratum.
         tail: The fitted tail.
     """
@@ -101,7 +102,8 @@ class Row:
         stored: The dtype of this output, in whose roundings errors are counted: a bf16 loss is float32.
         accumulator: The dtype that sums are accumulated in.
         unit: The measure's, see `MEASURES`.
-        bound: The largest bound derived from the op's rounding-error analysis over the same samples, in ``unit``.
+        bound: The largest bound derived from the op's rounding-error analysis over the same samples, in ``unit``; no
+            less than one rounding of the output.
         samples: How many tensors were measured.
         strata: How many pairs of point and candidate they come from; see `ktonum.calibration.tails`.
         elements_min, elements_max: Sizes of the smallest and the largest of them.
@@ -203,6 +205,7 @@ class Table:
                 return LookUp(None, f"{row.name} in {self.source} {why}")
         errors = row.errors
         words = {"tail": "the fitted tail", "strata": "the fitted tail of multiples of each point's mean"}
+        words["rounding"] = "what one rounding may come to"
         decided = words.get(errors.decided_by, f"the {errors.decided_by}")
         sample = (
             f"tolerance {errors.tolerance:g} by {decided}; largest of {row.samples} measured {errors.maximum:g} at "

@@ -21,7 +21,7 @@ from ktonum.calibration.blocks import FIRST_SEED, Block, Wanted, blocks_of, cand
 from ktonum.calibration.comparison import hold_against_rows
 from ktonum.calibration.items import BlockWork, SamplesFile
 from ktonum.calibration.revision import revise_rows
-from ktonum.calibration.rows import pool_samples, row_of
+from ktonum.calibration.rows import Pool, Stratum, pool_samples, row_of
 from ktonum.calibration.samples import append_samples, made_with, read_samples
 from ktonum.calibration.sampling import sample_block
 from ktonum.calibration.tails import LEAST, describe_sample, exceedance, fit_tail, tail_tolerance
@@ -291,6 +291,27 @@ def test_strata_of_unlike_scales_are_compared_with_their_own_means() -> None:
             assert found.typical == pytest.approx(3 * math.sqrt(2 / math.pi), rel=0.5)
             rates.append(float(stats.halfnorm.sf(found.tolerance / 3)))
     assert len(rates) >= 20 and float(np.mean(rates)) <= 1e-6
+
+
+def test_no_element_is_held_to_less_than_one_rounding() -> None:
+    """A sample's largest error and bound may be those of elements near their typical size: others are as right."""
+    strata = {
+        ("p", "own"): Stratum([0.666 + 0.001 * x for x in drawn(stats.uniform(), 500)], [0.678] * 500, [0.9] * 500)
+    }
+    for sizes, least in (([100] * 500, 1.0), ([1] * 500, 0.678)):
+        strata[("p", "own")].elements[:] = sizes
+        pool = Pool("fp16", strata)
+        row = row_of(("y", "element", "fp16"), pool, device="cpu", device_class="cpu", false_alarm=1e-6)
+        assert row.bound == least and row.errors.maximum < row.tolerance <= least
+        assert row.tolerance == 1.0 or sizes[0] == 1
+    row = row_of(("y", "relative_norm", "fp16"), pool, device="cpu", device_class="cpu", false_alarm=1e-6)
+    assert row.bound == 0.678
+
+
+def test_a_tolerance_below_the_least_says_so() -> None:
+    found = describe_sample([drawn(stats.uniform(), 500)], bound=9.0, least=5.0, **BUDGET)
+    assert (found.tolerance, found.decided_by) == (5.0, "rounding")
+    assert describe_sample([drawn(stats.uniform(), 500)], bound=9.0, least=0.5, **BUDGET).decided_by == "tail"
 
 
 def table_of(rows: list[Row], provenance: Any = None) -> Table:

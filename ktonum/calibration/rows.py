@@ -82,9 +82,11 @@ def row_of(key: tuple[str, str, str], pool: Pool, *, device: str, device_class: 
         false_alarm: The probability that a right result exceeds the tolerance.
     """
     output, measure, dtype = key
-    bound = max(four_digits(value) for stratum in pool.strata.values() for value in stratum.bounds)
     errors, shares = ([getattr(s, name) for s in pool.strata.values()] for name in ("errors", "shares"))
+    bounds = [four_digits(value) for stratum in pool.strata.values() for value in stratum.bounds]
     elements = [size for stratum in pool.strata.values() for size in stratum.elements]
+    rounding = _one_rounding(measure, max(elements))
+    bound = max(rounding, *bounds)
     return Row(
         output=output,
         measure=measure,
@@ -98,6 +100,17 @@ def row_of(key: tuple[str, str, str], pool: Pool, *, device: str, device_class: 
         strata=len(pool.strata),
         elements_min=min(elements),
         elements_max=max(elements),
-        errors=describe_sample(errors, bound=bound, false_alarm=false_alarm),
+        errors=describe_sample(errors, bound=bound, false_alarm=false_alarm, least=rounding),
         shares=describe_sample(shares, bound=1.0, false_alarm=false_alarm),
     )
+
+
+def _one_rounding(measure: str, elements: int) -> float:
+    """What rounding the exact result once may come to in ``half_ulp``, at inputs that no sample may have.
+
+    The unit is half an ulp of the element and half of its row's typical size: by itself an element is its own typical
+    size, among others it may be far above it.
+    """
+    if measure != "element":
+        return 0.0
+    return 0.5 if elements == 1 else 1.0

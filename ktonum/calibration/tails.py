@@ -63,28 +63,33 @@ def _six_digits(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def describe_sample(strata: Sequence[Sequence[float]], *, bound: float, false_alarm: float) -> ErrorSample:
+def describe_sample(
+    strata: Sequence[Sequence[float]], *, bound: float, false_alarm: float, least: float = 0.0
+) -> ErrorSample:
     """Order statistics, tail and tolerance of errors that are all within ``bound``.
 
     Args:
         strata: The errors of each stratum.
         bound: The largest tolerance.
         false_alarm: The probability that a right result exceeds the tolerance.
+        least: What any right result may come to, whatever the sample came to; no more than ``bound``.
     """
     sample = sorted(value for stratum in strata for value in stratum)
     ordered = [four_digits(value) for value in sample]
     decided_by, typical = "tail", 1.0
     tail, why = fit_tail(sample)
     if tail.exceeding and why:
-        scaled, typical = _relative_to_strata(strata)
+        scaled, largest = _relative_to_strata(strata)
         other, objection = fit_tail(scaled)
         if not objection:
-            decided_by, tail, why = "strata", other, ""
+            decided_by, typical, tail, why = "strata", largest, other, ""
     tolerance = bound
     if not why:
         # From the numbers that the table keeps, so that a reader can do the sum.
         reached = tail_tolerance(tail, samples=len(sample), strata=len(strata), false_alarm=false_alarm)
         tolerance = max(ordered[-1], four_digits(typical * reached))
+        if tolerance < least:
+            tolerance, decided_by = least, "rounding"
         why = f"the tail reaches {tolerance:g}" if tolerance >= bound else ""
     return ErrorSample(
         median=_order_statistic(ordered, 0.5),
@@ -93,7 +98,7 @@ def describe_sample(strata: Sequence[Sequence[float]], *, bound: float, false_al
         maximum=ordered[-1],
         tolerance=min(bound, tolerance),
         decided_by=f"bound: {why}" if why else decided_by,
-        typical=typical if decided_by == "strata" else 1.0,
+        typical=typical,
         tail=tail,
     )
 
