@@ -6,10 +6,11 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ktonum.audit_plan import AuditPlan, AuditSettings, make_plan
 from ktonum.errors import TableError, UsageError
@@ -107,6 +108,7 @@ def calibrate_command(request: CalibrationRequest) -> int:
 
     from ktonum.audit_session import run_session, worker_count
     from ktonum.calibration.view import SamplingView
+    from ktonum.environment import describe_environment
     from ktonum.report.terminal import make_console
 
     console = make_console()
@@ -131,38 +133,59 @@ def calibrate_command(request: CalibrationRequest) -> int:
     if any(result.verdict is Verdict.ERROR for result in failed):
         console.print("Not everything was measured; no table was written.", markup=False)
         return 1
-    # Not by op: with another candidate for another dtype it is another op.
-    done = [_finish(request, plan, op, console) for op in plan.ops]
+    # Only now that the workers are gone, for it initialises CUDA in this process; and before a table is written, which
+    # would make the checkout one with changes.
+    environment = describe_environment(device)
+    done = [_finish(_Finished(request, plan, op, environment, console)) for op in plan.ops]
     console.print(f"{time.monotonic() - started:.0f} s.", markup=False)
     return 0 if all(done) else 1
 
 
-def _finish(request: CalibrationRequest, plan: AuditPlan, op: Op, console: Console) -> bool:
+@dataclass(frozen=True)
+class _Finished:
+    """An op whose blocks are all measured."""
+
+    request: CalibrationRequest
+    plan: AuditPlan
+    op: Op
+    environment: Mapping[str, Any]
+    console: Console
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """The op's blocks; by name, for with another candidate it is another op."""
+        from ktonum.calibration.items import BlockWork
+
+        works = [item.work for item in self.plan.items if isinstance(item.work, BlockWork)]
+        return [work.block for work in works if work.block.op.name == self.op.name]
+
+    @cached_property
+    def pools(self) -> dict[tuple[str, str, str], Pool]:
+        """Their samples."""
+        from ktonum.calibration.rows import pool_samples
+        from ktonum.calibration.samples import read_samples
+
+        kept = read_samples(Path(self.request.settings.samples))
+        return pool_samples((block, kept[block.name][1]) for block in self.blocks)
+
+    def say(self, heading: str, *lines: str) -> None:
+        """Print a line, and others below it."""
+        self.console.print("\n  ".join([heading, *lines]), markup=False, soft_wrap=True)
+
+
+def _finish(done: _Finished) -> bool:
     """Write or check the table of one op; whether that could be done."""
-    from ktonum.calibration.items import BlockWork
-    from ktonum.calibration.rows import pool_samples
-    from ktonum.calibration.samples import read_samples
-
-    works = [item.work for item in plan.items if isinstance(item.work, BlockWork)]
-    blocks = [work.block for work in works if work.block.op.name == op.name]
-    kept = read_samples(Path(request.settings.samples))
-    pools = pool_samples((block, kept[block.name][1]) for block in blocks)
-    beyond = [text for pool in pools.values() for text in pool.beyond]
+    beyond = [text for pool in done.pools.values() for text in pool.beyond]
     if beyond:
-        return _refuse(console, f"{op.name}: errors beyond the derived bound, no basis for a tolerance", beyond)
-    if not pools:
-        return _refuse(console, f"{op.name}: nothing to measure: every output is zero or may cancel to nothing", [])
-    return (_check if request.check else _write)(request, plan.device, op, blocks, pools, console)
+        done.say(f"{done.op.name}: errors beyond the derived bound, no basis for a tolerance", *beyond)
+    elif not done.pools:
+        done.say(f"{done.op.name}: nothing to measure: every output is zero or may cancel to nothing")
+    else:
+        return _check(done) if done.request.check else _write(done)
+    return False
 
 
-def _write(
-    request: CalibrationRequest,
-    device: str,
-    op: Op,
-    blocks: Sequence[Block],
-    pools: dict[tuple[str, str, str], Pool],
-    console: Console,
-) -> bool:
+def _write(done: _Finished) -> bool:
     from ktonum.calibration.blocks import Wanted
     from ktonum.calibration.provenance import provenance_of
     from ktonum.calibration.revision import revise_rows
@@ -172,59 +195,57 @@ def _write(
     from ktonum.tables import Table
     from ktonum.tolerances import device_class
 
+    request, op, device = done.request, done.op, done.plan.device
     settings, kind = request.settings, device_class(device)
     dtypes = parse_dtypes(settings.dtypes)
     wanted = Wanted(settings.candidates, settings.profile, dtypes, device, settings.first_seed, settings.seeds)
-    made = provenance_of(op, wanted, blocks, command=_command(request), false_alarm=request.false_alarm)
+    made = provenance_of(
+        op,
+        wanted,
+        done.blocks,
+        environment=done.environment,
+        command=_command(request),
+        false_alarm=request.false_alarm,
+    )
     measured = [
         row_of(key, pool, device=device, device_class=kind, false_alarm=request.false_alarm)
-        for key, pool in sorted(pools.items())
+        for key, pool in sorted(done.pools.items())
     ]
     table = _read_table(op, request.tables)
     revision = revise_rows(table, measured, device_class=kind, reason=request.reason, date=made.date)
     for line in revision.tightened:
-        console.print(f"looser than the data need: {line}", markup=False, soft_wrap=True)
+        done.say(f"looser than the data need: {line}")
     if revision.loosened and not request.reason:
         heading = f"{op.name}: no table written, for tolerances would grow; give a --reason to keep in the table"
-        return _refuse(console, heading, revision.loosened)
+        done.say(heading, *revision.loosened)
+        return False
     for line in revision.loosened:
-        console.print(f"loosened: {line}", markup=False, soft_wrap=True)
+        done.say(f"loosened: {line}")
     others = tuple(row for row in (table.rows if table else ()) if row.device_class != kind)
     provenance = {**(table.provenance if table else {}), kind: made}
     file = Path(request.tables) / f"{op.name}.toml"
     write_table(Table(op.name, RULE, (*others, *revision.rows), provenance), file)
     bounds = sum(row.errors.decided_by.startswith("bound") for row in measured)
     words = f"{len(measured) - bounds} tolerances by a fitted tail, {bounds} by the bound alone"
-    console.print(f"Written: {file}: {len(measured)} rows for {kind}, {words}", markup=False, soft_wrap=True)
+    done.say(f"Written: {file}: {len(measured)} rows for {kind}, {words}")
     return True
 
 
-def _check(
-    request: CalibrationRequest,
-    device: str,
-    op: Op,
-    blocks: Sequence[Block],
-    pools: dict[tuple[str, str, str], Pool],
-    console: Console,
-) -> bool:
+def _check(done: _Finished) -> bool:
     from ktonum.calibration.comparison import hold_against_rows
-    from ktonum.environment import describe_environment
     from ktonum.tolerances import device_class
 
-    name = describe_environment(device)["device"]["name"]
-    kind = device_class(device)
-    table = _read_table(op, request.tables)
-    held = hold_against_rows(pools, table, device_class=kind, device=name)
+    name, kind = done.environment["device"]["name"], device_class(done.plan.device)
+    table = _read_table(done.op, done.request.tables)
+    held = hold_against_rows(done.pools, table, device_class=kind, device=name)
     for one in held:
-        console.print(one.said, markup=False, soft_wrap=True)
+        done.say(one.said)
     beyond = sum(not one.within for one in held)
     rows = sum(one.measured for one in held)
     carried = table.carried_over(kind, name) if table is not None and rows else ""
-    console.print(
-        f"{op.name}: {rows} rows held, {len(held) - rows} derived bounds for want of a row; {beyond} beyond"
-        + (f"; all rows {carried}" if carried else ""),
-        markup=False,
-        soft_wrap=True,
+    done.say(
+        f"{done.op.name}: {rows} rows held, {len(held) - rows} derived bounds for want of a row; {beyond} beyond"
+        + (f"; all rows {carried}" if carried else "")
     )
     return not beyond
 
@@ -238,11 +259,6 @@ def _read_table(op: Op, folder: str) -> Table | None:
         return load_table(file) if file.exists() else None
     except TableError as error:
         raise UsageError(f"{error}; mend or remove the file") from error
-
-
-def _refuse(console: Console, heading: str, lines: Sequence[str]) -> bool:
-    console.print("\n  ".join([heading, *lines]), markup=False, soft_wrap=True)
-    return False
 
 
 def _headline(request: CalibrationRequest, plan: AuditPlan, workers: int) -> str:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ktonum.calibration.blocks import Block, Wanted, candidates_in_words
-from ktonum.environment import describe_environment
 from ktonum.op import Op
 from ktonum.tables import Provenance
 
 __all__ = ["provenance_of"]
 
 
-def provenance_of(op: Op, wanted: Wanted, blocks: Sequence[Block], *, command: str, false_alarm: float) -> Provenance:
-    """Device, versions, commit and date as they are now; the largest dims of the blocks."""
-    environment = describe_environment(wanted.device)
+def provenance_of(
+    op: Op,
+    wanted: Wanted,
+    blocks: Sequence[Block],
+    *,
+    environment: Mapping[str, Any],
+    command: str,
+    false_alarm: float,
+) -> Provenance:
+    """What `ktonum.environment.describe_environment` said, what was asked for, and the largest dims of the blocks."""
     packages, device = environment["packages"], environment["device"]
     dims: dict[str, int] = {}
     for block in blocks:
