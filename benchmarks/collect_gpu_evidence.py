@@ -54,6 +54,7 @@ def stages(out: Path, liger_checkout: str | None) -> list[Stage]:
         command = [sys.executable, "-m", "ktonum", "audit", "--device", "cuda", "--json", str(out / report), *arguments]
         return Stage(name, command, report)
 
+    calibrate = [sys.executable, "-m", "ktonum", "calibrate", "--device", "cuda", "--table", "tolerance_tables"]
     tests = [str(p) for p in sorted((ROOT / "tests").glob("test_kernels_*.py"))]
     listed = [
         audit("audit-quick"),
@@ -64,7 +65,7 @@ def stages(out: Path, liger_checkout: str | None) -> list[Stage]:
         audit("candidate-trl", "--candidate", "trl", "--profile", "full", "--dtype", "bf16"),
         *(audit(f"{op}-{c}", op, "--candidate", c, "--profile", "full") for op in OPS for c in ("torch", "liger")),
         Stage("bench", [sys.executable, "-m", "ktonum", "bench", "--json", str(out / "bench.json")]),
-        Stage("tolerances", [sys.executable, str(ROOT / "benchmarks/measure_tolerances.py"), "--device", "cuda"]),
+        Stage("tolerances", [*calibrate, "kto", *OPS]),
     ]
     if liger_checkout is not None:
         script = str(ROOT / "benchmarks/run_liger_tests.py")

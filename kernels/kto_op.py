@@ -296,5 +296,7 @@ OP = Op(
     special_inputs=_SPECIAL_INPUTS,
     reductions=("T", "H", "V"),
     peak_memory=_peak_memory,
+    # Sums over sequences of logits and of rewards, which have either sign.
+    cancelling=METRICS[2:],
     adapt=_adapt,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from ktonum.errors import UsageError
 
 if TYPE_CHECKING:
     from ktonum.op import Op
+    from ktonum.results import CheckResult
 
 __all__ = ["DEVICES", "AuditPlan", "AuditSettings", "PlannedItem", "declared_ops", "load_op", "load_ops", "make_plan"]
 
@@ -36,6 +37,10 @@ class AuditSettings:
         profile: ``quick`` or ``full``.
         standard: ``precise`` or ``eager``.
         only: Keep items whose ``CASE::CHECK`` contains one of these; empty keeps all.
+        seeds: How many inputs a calibration draws at each point; 0 for an audit.
+        first_seed: The offset of the first of these cases; an audit's have none.
+        candidates: What a calibration measures instead of the candidates that it takes to be right.
+        samples: The file in which a calibration keeps its samples.
     """
 
     targets: tuple[str, ...]
@@ -45,6 +50,10 @@ class AuditSettings:
     profile: str = "quick"
     standard: str = "precise"
     only: tuple[str, ...] = ()
+    seeds: int = 0
+    first_seed: int = 0
+    candidates: tuple[str, ...] = ()
+    samples: str = ""
 
     def check(self) -> None:
         """Check everything that can be checked without loading an op.
@@ -66,11 +75,12 @@ class AuditSettings:
 
 @dataclass(frozen=True)
 class PlannedItem:
-    """One check on one case."""
+    """One check on one case, or ``work`` in its place."""
 
     op: Op
     case: Case
     check: str
+    work: Callable[[], CheckResult] | None = None
 
     @property
     def name(self) -> str:
@@ -103,8 +113,6 @@ def make_plan(settings: AuditSettings, device: str, folders: Sequence[Path] = ()
     Raises:
         UsageError: An op or candidate cannot be loaded, two ops share a name, or nothing is left to run.
     """
-    from ktonum.auditing import audit_items
-
     settings.check()
     dtypes = parse_dtypes(settings.dtypes)
     ops = load_ops(settings.targets, folders)
@@ -112,11 +120,8 @@ def make_plan(settings: AuditSettings, device: str, folders: Sequence[Path] = ()
         if sum(other.name == op.name for other in ops) > 1:
             raise UsageError(f"two ops are called {op.name!r}: give each a name of its own, for results go by it")
     ops = tuple(_with_candidate(op, settings.candidate, folders) for op in ops)
-    items = [
-        PlannedItem(op, case, check)
-        for op in ops
-        for case, check in audit_items(op, profile=settings.profile, dtypes=dtypes, device=device)
-    ]
+    listed = _samplings if settings.seeds else _checks
+    items = [item for op in ops for item in listed(op, settings, dtypes, device)]
     names = ", ".join(op.name for op in ops)
     if not items:
         raise UsageError(
@@ -129,6 +134,26 @@ def make_plan(settings: AuditSettings, device: str, folders: Sequence[Path] = ()
             raise UsageError(f"no item of {names} contains {wanted}: items are called like {items[0].name}")
         return AuditPlan(ops, kept, device)
     return AuditPlan(ops, tuple(items), device)
+
+
+def _checks(op: Op, settings: AuditSettings, dtypes: tuple[str, ...], device: str) -> list[PlannedItem]:
+    from ktonum.auditing import audit_items
+
+    found = audit_items(op, profile=settings.profile, dtypes=dtypes, device=device)
+    return [PlannedItem(op, case, check) for case, check in found]
+
+
+def _samplings(op: Op, settings: AuditSettings, dtypes: tuple[str, ...], device: str) -> list[PlannedItem]:
+    from ktonum.calibration.blocks import Wanted
+    from ktonum.calibration.items import block_works
+
+    if not settings.samples:
+        raise UsageError(
+            "--ktonum-seeds needs --ktonum-samples, a file to keep samples in; see ktonum calibrate --help"
+        )
+    wanted = Wanted(settings.candidates, settings.profile, dtypes, device, settings.first_seed, settings.seeds)
+    works = block_works(op, wanted, Path(settings.samples))
+    return [PlannedItem(work.block.op, work.block.case, work.name, work) for work in works]
 
 
 def load_op(target: str, *, candidate: str | None = None, folder: str | None = None) -> Op:

@@ -110,6 +110,9 @@ def _arguments(
         "--ktonum-profile": settings.profile,
         "--ktonum-standard": settings.standard,
         "--ktonum-timeout": timeout,
+        "--ktonum-seeds": settings.seeds or None,
+        "--ktonum-first-seed": settings.first_seed or None,
+        "--ktonum-samples": settings.samples or None,
         "--rootdir": folder,
         "--junitxml": None if junit is None else Path(junit).absolute(),
         # Every item may cost a worker; all others must still get their verdict.
@@ -120,6 +123,7 @@ def _arguments(
         "--ktonum-only",
         *(f"--ktonum-op={target}" for target in settings.targets),
         *(f"--ktonum-select={text}" for text in settings.only),
+        *(f"--ktonum-right={target}" for target in settings.candidates),
         *(f"{option}={value}" for option, value in given.items() if value is not None),
         *("-n", str(workers), "-c", str(folder / "pytest.ini"), "--noconftest"),
         *("-p", "xdist.plugin", "-p", "ktonum.pytest_plugin"),

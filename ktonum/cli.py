@@ -106,6 +106,63 @@ def audit(
 
 
 @app.command()
+def calibrate(
+    op: Annotated[
+        list[str] | None, typer.Argument(help=f"{', '.join(SHIPPED)}, module:attr or path/file.py:attr.")
+    ] = None,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(help="A candidate held to be right, as for audit; repeatable [default: the op's own, or upcast]"),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="bf16, fp16, fp32, fp64, comma-separated [default: all]")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    profile: Annotated[str, typer.Option(help="quick or full")] = "quick",
+    seeds: Annotated[int, typer.Option(metavar="N", help="Inputs drawn at each point; 0: 36 on a CPU, else 200")] = 0,
+    table: Annotated[str, typer.Option(metavar="DIR", help="Where tables are.")] = "tolerance_tables",
+    samples: Annotated[
+        str, typer.Option(metavar="FILE", help="Keep samples here, and go on from them [default: DIR/samples.jsonl]")
+    ] = "",
+    workers: Annotated[
+        str, typer.Option("-n", metavar="N", help="Worker processes; auto: by GPUs, else one a core; 0: none")
+    ] = "auto",
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why tolerances may grow; kept in the table.")] = "",
+    false_alarm: Annotated[float, typer.Option(metavar="P", help="The budget of one tolerance.")] = 1e-6,
+    check: Annotated[bool, typer.Option("--check", help="Hold the errors against the tables; write none.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Only cases whose name contains TEXT; repeatable.")
+    ] = None,
+    timeout: Annotated[
+        str, typer.Option(metavar="SECONDS", help="Time for one block before its worker counts as hung; 0: any.")
+    ] = "600",
+) -> None:
+    """Measure tolerances on right implementations and write their tables. Exit status as that of audit."""
+    from ktonum.calibration.command import CalibrationRequest, calibrate_command
+
+    ops = tuple(op or ("kto",))
+    settings = AuditSettings(
+        targets=tuple(_op_target(name) for name in ops),
+        dtypes=dtype,
+        device=device,
+        profile=profile,
+        only=tuple(only or ()),
+        seeds=seeds,
+        candidates=tuple(candidate or ()),
+        samples=samples,
+    )
+    request = CalibrationRequest(
+        ops,
+        settings,
+        tables=table,
+        workers=workers,
+        reason=reason.strip(),
+        false_alarm=false_alarm,
+        check=check,
+        timeout=_seconds(timeout),
+    )
+    raise typer.Exit(calibrate_command(request))
+
+
+@app.command()
 def bench(
     case: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A case or a group of cases; repeatable [default: all]")

@@ -71,6 +71,8 @@ class Op:
         peak_memory: The most bytes of device memory that a run, forward and backward, may take beside its inputs, of
             dims, parameters and dtype name; None declares no bound.
         reductions: Dims that are summed over: errors are measured as each of them grows.
+        cancelling: Outputs that sum terms of either sign and may come out near zero: relative to themselves their
+            errors have no upper limit, and no tolerance in their own roundings is measured.
         candidates: Further implementations by short name, as ``module:attr``.
         adapt: Makes a candidate callable with the op's inputs, where it has another interface. It is called with the
             implementation and the point's parameters, and may raise `ktonum.errors.UsageError` for what the
@@ -88,6 +90,7 @@ class Op:
     special_inputs: Mapping[str, SpecialInputs] | None = None
     reductions: tuple[str, ...] = ()
     peak_memory: Callable[[Mapping[str, int], Mapping[str, Any], str], float] | None = None
+    cancelling: tuple[str, ...] = ()
     candidates: Mapping[str, str] = field(default_factory=dict)
     adapt: Callable[[Any, Mapping[str, Any]], Callable[..., Any]] | None = None
 

@@ -61,6 +61,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="TEXT",
         help="only items whose CASE::CHECK contains TEXT",
     )
+    calibrating = "used by ktonum calibrate: "
+    group.addoption("--ktonum-seeds", type=int, default=0, metavar="N", help=f"{calibrating}inputs drawn at a point")
+    group.addoption("--ktonum-first-seed", type=int, default=0, metavar="N", help=f"{calibrating}their first offset")
+    group.addoption("--ktonum-samples", default="", metavar="FILE", help=f"{calibrating}where samples are kept")
+    group.addoption(
+        "--ktonum-right",
+        action="append",
+        default=[],
+        metavar="TARGET",
+        help=f"{calibrating}a candidate held to be right; repeatable",
+    )
     group.addoption(
         "--ktonum-timeout",
         type=float,
@@ -175,6 +186,10 @@ class _AuditRun:
                 profile=option.ktonum_profile,
                 standard=option.ktonum_standard,
                 only=tuple(select),
+                seeds=option.ktonum_seeds,
+                first_seed=option.ktonum_first_seed,
+                candidates=tuple(option.ktonum_right),
+                samples=option.ktonum_samples,
             )
             self.settings.check()
         except UsageError as error:

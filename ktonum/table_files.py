@@ -2,9 +2,9 @@
 
 A table is ``OP.toml``, shipped in `ktonum.tolerance_tables` or kept in a directory of your own::
 
-    schema = "ktonum-tolerances/1"
+    schema = "ktonum-tolerances/2"
     op = "kto"
-    rule = "..."                 # in words: how `tolerance` follows from `maximum` and `bound`
+    rule = "..."                 # in words: how tolerances follow from what was measured
 
     [provenance.sm_90]           # one for each device class that has rows; the fields of `ktonum.tables.Provenance`
     ...
@@ -12,8 +12,9 @@ A table is ``OP.toml``, shipped in `ktonum.tolerance_tables` or kept in a direct
     [[row]]                      # the fields of `ktonum.tables.Row`; output, measure, dtype, device_class identify it
     ...
 
-Every key is required and no other is accepted. A later field with a default is all it takes to extend the schema: the
-tables written before stay valid, and an older ktonum refuses a newer table by name of the key it does not know.
+Every key without a default is required, and no other key is accepted. A later field with a default is all it takes to
+extend the schema: the tables written before stay valid, and an older ktonum refuses a newer table by name of the key it
+does not know.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import re
 import tomllib
 from collections import abc
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from itertools import pairwise
@@ -33,17 +34,20 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 
 from ktonum.cases import DTYPES
 from ktonum.errors import InputError, TableError
-from ktonum.tables import MEASURES, Provenance, Row, Table
+from ktonum.tables import MEASURES, ErrorSample, Provenance, Row, Table, Tail
 
 __all__ = ["SCHEMA", "find_table", "load_table", "write_table"]
 
-SCHEMA = "ktonum-tolerances/1"
+SCHEMA = "ktonum-tolerances/2"
 
 _DEVICE_CLASS = re.compile(r"cpu|interpreter|sm_\d{2,3}")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _OP = re.compile(r"[A-Za-z0-9_-]+")
 
-_Record = TypeVar("_Record", Provenance, Row)
+# The one number that may be negative.
+_SIGNED = "shape"
+
+_Record = TypeVar("_Record", Provenance, Row, ErrorSample, Tail)
 _WORDS = {str: "text", int: "an integer", float: "a number", bool: "a boolean", dict: "a table", list: "an array"}
 
 
@@ -131,6 +135,8 @@ class _Reader:
         self.check(f"{key}.", section, hints, required)
         # TOML tells 2 from 2.0, people who edit tables do not.
         values: dict[str, Any] = {k: float(v) if hints[k] is float else v for k, v in section.items()}
+        for name in [n for n, inner in hints.items() if is_dataclass(inner)]:
+            values[name] = self.build(hints[name], f"{key}.{name}", values[name])
         return kind(**values)
 
     def check(self, prefix: str, section: dict[str, Any], hints: Mapping[str, Any], required: set[str]) -> None:
@@ -142,20 +148,20 @@ class _Reader:
             if name not in hints:
                 raise self.reject(key, "unknown", known)
             wanted = get_origin(hints[name]) or hints[name]
-            wanted = dict if wanted is abc.Mapping else wanted
+            wanted = dict if wanted is abc.Mapping or is_dataclass(wanted) else wanted
             fitting = (float, int) if wanted is float else (wanted,)
             if not isinstance(value, fitting) or isinstance(value, bool):
                 found = _WORDS.get(type(value), type(value).__name__)
                 raise self.reject(key, f"{value!r}, {found}", _WORDS[wanted])
-            if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
-                raise self.reject(key, repr(value), "a finite number, zero or more")
+            if isinstance(value, (int, float)) and not (math.isfinite(value) and (value >= 0 or name == _SIGNED)):
+                raise self.reject(key, repr(value), "a finite number" + ", zero or more" * (name != _SIGNED))
 
     def device_class(self, key: str, value: str) -> None:
         if not _DEVICE_CLASS.fullmatch(value):
             raise self.reject(key, repr(value), "cpu, interpreter, or sm_ and digits as in sm_90")
 
     def row(self, key: str, row: Row) -> None:
-        choices = {"measure": tuple(MEASURES), "dtype": tuple(DTYPES), "stored": tuple(DTYPES)}
+        choices = {"measure": tuple(MEASURES), **dict.fromkeys(("dtype", "stored", "accumulator"), tuple(DTYPES))}
         if row.measure in MEASURES:
             choices["unit"] = (MEASURES[row.measure],)
         for name, accepted in choices.items():
@@ -163,14 +169,32 @@ class _Reader:
                 raise self.reject(f"{key}.{name}", repr(getattr(row, name)), ", ".join(accepted))
         self.device_class(f"{key}.device_class", row.device_class)
         # Each at least the one before it; in particular no tolerance is looser than what can be derived.
-        errors, sizes = ("median", "quantile_99", "maximum", "tolerance", "bound"), ("elements_min", "elements_max")
-        for low, high in (*pairwise(errors), *pairwise(sizes)):
-            if getattr(row, low) > getattr(row, high):
-                found = f"{getattr(row, high):g}, less than {low} = {getattr(row, low):g}"
-                raise self.reject(f"{key}.{high}", found, " ≤ ".join(errors if high in errors else sizes))
-        for name in ("samples", "elements_min"):
+        chain, sizes = (
+            ("median", "quantile_90", "quantile_99", "maximum", "tolerance"),
+            ("elements_min", "elements_max"),
+        )
+        for part, errors, bound in (("errors", row.errors, row.bound), ("shares", row.shares, 1.0)):
+            self.ascending(f"{key}.{part}", {**{name: getattr(errors, name) for name in chain}, "bound": bound})
+            if not errors.decided_by.startswith(("tail", "strata", "rounding", "bound")):
+                raise self.reject(
+                    f"{key}.{part}.decided_by", repr(errors.decided_by), "tail, strata, rounding, or bound and why"
+                )
+            if errors.decided_by.startswith("bound") and errors.tolerance != bound:
+                found = f"{errors.tolerance:g}, decided by the bound {bound:g}"
+                raise self.reject(f"{key}.{part}.tolerance", found, "the bound, where that decides")
+            if errors.decided_by == "tail" and not errors.tail.exceeding:
+                raise self.reject(f"{key}.{part}.tail.exceeding", "0", "1 or more, where the tail decides")
+        self.ascending(key, {name: getattr(row, name) for name in sizes})
+        for name in ("samples", "strata", "elements_min"):
             if getattr(row, name) < 1:
                 raise self.reject(f"{key}.{name}", "0", "1 or more")
+        if row.reason and not _DATE.fullmatch(row.reason_date):
+            raise self.reject(f"{key}.reason_date", repr(row.reason_date), "a date as in 2026-01-31, beside a reason")
+
+    def ascending(self, key: str, values: Mapping[str, float]) -> None:
+        for (low, least), (high, value) in pairwise(values.items()):
+            if least > value:
+                raise self.reject(f"{key}.{high}", f"{value:g}, less than {low} = {least:g}", " ≤ ".join(values))
 
 
 def write_table(table: Table, file: str | Path) -> None:
@@ -194,7 +218,8 @@ def _format(table: Table) -> str:
     for device_class, provenance in sorted(table.provenance.items()):
         parts.append(f"[provenance.{device_class}]\n{_lines(asdict(provenance))}")
     for row in sorted(table.rows, key=lambda r: r.key):
-        parts.append(f"[[row]]\n{_lines(asdict(row))}")
+        unchanged = {f.name for f in fields(row) if f.default is not MISSING and getattr(row, f.name) == f.default}
+        parts.append(f"[[row]]\n{_lines({k: v for k, v in asdict(row).items() if k not in unchanged})}")
     return "\n".join(parts)
 
 

@@ -100,7 +100,8 @@ def assert_within(
     kind = device_class(actual.device if device is None else device)
     table = find_table(op, tables)
     key = {"output": output, "dtype": name, "device_class": kind}
-    found = {} if table is None else {m: table.look_up(measure=m, dims=dims, **key) for m in MEASURES}
+    here = _device_name(actual.device if device is None else device)
+    found = {} if table is None else {m: table.look_up(measure=m, dims=dims, device=here, **key) for m in MEASURES}
     rows = {m: f.row for m, f in found.items() if f.row is not None}
     reasons = dict.fromkeys(MEASURES, f"there is no table {op}.toml") | {m: f.why for m, f in found.items()}
     if "element" not in rows and terms is None:
@@ -135,6 +136,12 @@ def assert_within(
         command = f"ktonum audit {audited} --dtype {name} --device {'cuda' if kind.startswith('sm_') else 'cpu'}"
         raise ToleranceError(_failure(heading, actual, expected, errors, measurements, command))
     return tuple(measurements)
+
+
+def _device_name(device: str | torch.device) -> str:
+    """What a table's provenance calls a GPU; empty for a CPU, whose class tells enough, and for a device class."""
+    name = str(device)
+    return torch.cuda.get_device_name(torch.device(name)) if name.startswith("cuda") else ""
 
 
 def _check(actual: Tensor, expected: Tensor, terms: int | None, operand_roundings: int) -> None:

@@ -73,6 +73,18 @@ def test_the_reference_rounded_once_meets_precise(name: str) -> None:
     assert_all_pass(audit(op, device="cpu"), op)
 
 
+def test_subnormal_elements_among_peaked_logits_are_granted_their_spacing() -> None:
+    """A gradient of 1.8e-43, whose softmax is rounded to a subnormal float32; calibration came upon it."""
+    op = OPS["cross_entropy"].with_candidate("upcast")
+    point = next(p for p in op.points("quick") if p.distribution == "peaked")
+    case = Case(op.name, point, "fp32", "cpu", offset=1114)
+    context = CaseContext(op, case)
+    gradient = context.result.tensors()["grad_logits"]
+    assert bool(((gradient != 0) & (gradient.abs() < torch.finfo(torch.float32).smallest_normal)).any())
+    result = run_check(check_named(op, case, "gradients"), context)
+    assert result.verdict is Verdict.PASS, result.reason
+
+
 @pytest.mark.parametrize("name", OPS)
 def test_the_reference_itself_meets_eager(name: str) -> None:
     op = replace(OPS[name], candidate=OPS[name].reference)

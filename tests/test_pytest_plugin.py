@@ -120,6 +120,7 @@ def test_inconclusive_is_a_skip_with_its_reason_and_fails_when_strict(project: p
         (("--ktonum",), '[tool.ktonum]\nops = ["mykernels"]\n', "'mykernels' defines no ktonum.Op"),
         (("--ktonum-dtype=fp32",), "", "add --ktonum"),
         (("--ktonum", "--ktonum-profile=slow"), None, "unknown profile 'slow': use quick, full"),
+        (("--ktonum", "--ktonum-seeds=3"), None, "--ktonum-seeds needs --ktonum-samples"),
         (("--ktonum", "-n2", "--dist=loadgroup"), None, "use load or worksteal"),
         (("--ktonum", "--ktonum-op=mykernels/audits.py", "--ktonum-op=mykernels.audits"), None, "two ops are called"),
     ],

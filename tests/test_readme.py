@@ -51,7 +51,7 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 def test_the_readme_shows_code() -> None:
     """What the parametrised tests below run on."""
     assert len(FILES) >= 5 and all(name.endswith(".py") for name in FILES), FILES.keys()
-    assert len(COMMANDS) == 4, COMMANDS
+    assert len(COMMANDS) == 5, COMMANDS
     assert len(SHOWN) == 2, SHOWN
 
 
@@ -70,6 +70,13 @@ def test_the_audit_command(folder: Path) -> None:
     done = run(folder, sys.executable, "-m", *command.split())
     assert done.returncode == 0, done.stdout + done.stderr
     assert (folder / "report.json").is_file()
+
+
+def test_the_calibrate_command(folder: Path) -> None:
+    (command,) = (c for c in COMMANDS if c.startswith("ktonum calibrate"))
+    done = run(folder, sys.executable, "-m", *command.split())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "rms_norm.toml").is_file()
 
 
 @pytest.mark.parametrize("command", SHOWN)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ktonum.calibration.tails import four_digits, tail_tolerance
 from ktonum.errors import InputError, TableError
 from ktonum.table_files import find_table, load_table, write_table
-from ktonum.tables import MEASURES, Provenance, Row, Table
+from ktonum.tables import MEASURES, ErrorSample, Provenance, Row, Table, Tail
 
 ROOT = Path(__file__).resolve().parents[1]
 
 PROVENANCE = Provenance(
     device='Ada "the" \\ GPU\x7f é',
+    multiprocessors=132,
     ktonum="0.1.0",
     python="3.12.1",
     torch="2.13.0",
@@ -26,10 +26,23 @@ PROVENANCE = Provenance(
     driver="",
     commit="0123abc",
     date="2026-01-31",
-    command="python benchmarks/measure_tolerances.py",
+    command="ktonum calibrate toy",
     profile="quick",
+    candidates="own in bf16",
     seeds=3,
+    false_alarm=1e-6,
     dims={"B": 4, "T": 33},
+)
+TAIL = Tail(exceeding=3, threshold=8e-06, shape=-0.25, scale=1e-06, fit=0.5)
+ERRORS = ErrorSample(
+    median=0.0,
+    quantile_90=9e-06,
+    quantile_99=1e-05,
+    maximum=1e-05,
+    tolerance=2e-05,
+    decided_by="tail",
+    typical=1.0,
+    tail=TAIL,
 )
 ROW = Row(
     output="grad_weight",
@@ -37,15 +50,15 @@ ROW = Row(
     dtype="bf16",
     device_class="sm_90",
     stored="bf16",
+    accumulator="fp32",
     unit="half_ulp",
-    tolerance=2e-05,
     bound=3.0,
-    maximum=1e-05,
-    quantile_99=1e-05,
-    median=0.0,
     samples=15,
+    strata=5,
     elements_min=64,
     elements_max=4096,
+    errors=ERRORS,
+    shares=replace(ERRORS, tolerance=1.0, decided_by="bound: too few samples"),
 )
 TABLE = Table("toy", "by hand", (ROW, replace(ROW, dtype="fp32", stored="fp32")), {"sm_90": PROVENANCE})
 
@@ -79,8 +92,8 @@ def test_a_changed_row_is_a_changed_line(written: Path) -> None:
 
 def test_an_invalid_table_is_not_written(written: Path) -> None:
     before = written.read_bytes()
-    with pytest.raises(TableError, match="tolerance: 4, less than maximum|bound: 3, less than tolerance = 4"):
-        write_table(replace(TABLE, rows=(replace(ROW, tolerance=4.0),)), written)
+    with pytest.raises(TableError, match=r"errors\.bound: 3, less than tolerance = 4"):
+        write_table(replace(TABLE, rows=(replace(ROW, errors=replace(ERRORS, tolerance=4.0)),)), written)
     assert written.read_bytes() == before
 
 
@@ -101,24 +114,44 @@ ROW_1 = r"row 1 \(grad_weight/element/bf16/sm_90\)"
     ("damage", "said"),
     [
         (once("schema = ", "schema ="), None),
-        (once("ktonum-tolerances/1", "ktonum-tolerances/2"), r"schema: 'ktonum-tolerances/2'; .*'ktonum-tolerances/1'"),
-        (once('schema = "ktonum-tolerances/1"\n', ""), r"schema: missing; accepted: 'ktonum-tolerances/1'"),
+        (once("ktonum-tolerances/2", "ktonum-tolerances/1"), r"schema: 'ktonum-tolerances/1'; .*'ktonum-tolerances/2'"),
+        (once('schema = "ktonum-tolerances/2"\n', ""), r"schema: missing; accepted: 'ktonum-tolerances/2'"),
         (once('op = "toy"', 'op = "other"'), r"op: 'other'; accepted: 'toy'"),
         (once("rule = ", "ruel = "), r"rule: missing"),
         (once('rule = "by hand"', 'rule = "by hand"\nnote = 1'), r"note: unknown; accepted: .*rule.*newer ktonum"),
         (once('op = "toy"', "op = toy"), r"not valid TOML: .*line 2"),
-        (once("median = 0.0\n", ""), r"row 1\.median: missing; accepted: the keys output"),
-        (once("median = 0.0", "median = 0.0\nmode = 0.0"), r"row 1\.mode: unknown"),
-        (once("median = 0.0", 'median = "0"'), r"row 1\.median: '0', text; accepted: a number"),
-        (once("median = 0.0", "median = true"), r"row 1\.median: True, a boolean; accepted: a number"),
+        (once("samples = 15\n", ""), r"row 1\.samples: missing; accepted: the keys output"),
+        (once("samples = 15", "samples = 15\nmode = 0.0"), r"row 1\.mode: unknown"),
+        (once("median = 0.0, ", ""), r"row 1\.errors\.median: missing; accepted: the keys median"),
+        (once("median = 0.0", "mode = 0.0, median = 0.0"), r"row 1\.errors\.mode: unknown"),
+        (once("median = 0.0", 'median = "0"'), r"row 1\.errors\.median: '0', text; accepted: a number"),
+        (once("median = 0.0", "median = true"), r"row 1\.errors\.median: True, a boolean; accepted: a number"),
+        (once("median = 0.0", "median = -1.0"), r"row 1\.errors\.median: -1\.0; accepted: .* zero or more"),
+        (once("shape = -0.25", "shape = nan"), r"row 1\.errors\.tail\.shape: nan; accepted: a finite number"),
+        (once("scale = 1e-06", "scale = -1e-06"), r"row 1\.errors\.tail\.scale: -1e-06; accepted: .* zero or more"),
+        (once("errors = {", "errors = 1 #"), r"row 1\.errors: 1, an integer; accepted: a table"),
+        (
+            once('decided_by = "tail"', 'decided_by = "luck"'),
+            rf"{ROW_1}\.errors\.decided_by: 'luck'; accepted: tail, strata, rounding, or",
+        ),
+        (once('decided_by = "tail"', 'decided_by = "bound: x"'), rf"{ROW_1}\.errors\.tolerance: 2e-05, decided by the"),
+        (once("exceeding = 3", "exceeding = 0"), rf"{ROW_1}\.errors\.tail\.exceeding: 0; accepted: 1 or more"),
+        (once("strata = 5", 'strata = 5\nreason = "no"'), rf"{ROW_1}\.reason_date: ''; accepted: a date"),
+        (once('accumulator = "fp32"', 'accumulator = "tf32"'), r"\.accumulator: 'tf32'; accepted: bf16, fp16, fp32"),
         (once("samples = 15", "samples = 15.0"), r"row 1\.samples: 15\.0, a number; accepted: an integer"),
         (once("samples = 15", "samples = 0"), rf"{ROW_1}\.samples: 0; accepted: 1 or more"),
         (once('dtype = "bf16"', "dtype = 16"), r"row 1\.dtype: 16, an integer; accepted: text"),
-        (once("tolerance = 2e-05", "tolerance = nan"), r"row 1\.tolerance: nan; accepted: a finite number"),
-        (once("tolerance = 2e-05", "tolerance = inf"), r"row 1\.tolerance: inf; accepted: a finite number"),
-        (once("tolerance = 2e-05", "tolerance = -2e-05"), r"row 1\.tolerance: -2e-05; accepted: .* zero or more"),
-        (once("tolerance = 2e-05", "tolerance = 3.5"), rf"{ROW_1}\.bound: 3, less than tolerance = 3\.5"),
-        (once("tolerance = 2e-05", "tolerance = 1e-06"), rf"{ROW_1}\.tolerance: 1e-06, less than maximum = 1e-05"),
+        (once("tolerance = 2e-05", "tolerance = nan"), r"row 1\.errors\.tolerance: nan; accepted: a finite number"),
+        (once("tolerance = 2e-05", "tolerance = inf"), r"row 1\.errors\.tolerance: inf; accepted: a finite number"),
+        (
+            once("tolerance = 2e-05", "tolerance = -2e-05"),
+            r"row 1\.errors\.tolerance: -2e-05; accepted: .* zero or more",
+        ),
+        (once("tolerance = 2e-05", "tolerance = 3.5"), rf"{ROW_1}\.errors\.bound: 3, less than tolerance = 3\.5"),
+        (
+            once("tolerance = 2e-05", "tolerance = 1e-06"),
+            rf"{ROW_1}\.errors\.tolerance: 1e-06, less than maximum = 1e-05",
+        ),
         (once("elements_min = 64", "elements_min = 5000"), rf"{ROW_1}\.elements_max: 4096, less than elements_min"),
         (once('dtype = "bf16"', 'dtype = "tf32"'), r"\.dtype: 'tf32'; accepted: bf16, fp16, fp32, fp64"),
         (once('stored = "bf16"', 'stored = "half"'), r"\.stored: 'half'; accepted: bf16"),
@@ -168,6 +201,24 @@ def test_a_look_up_names_its_row_and_where_that_comes_from() -> None:
     assert row is ROW
     for part in ("grad_weight/element/bf16/sm_90", "toy.toml", "15 measured 1e-05", "2026-01-31", "2.13.0", "0123abc"):
         assert part in why
+    assert "tolerance 2e-05 by the fitted tail" in why and "carried over" not in why and "loosened" not in why
+
+
+def test_a_look_up_says_when_the_row_was_measured_on_another_device_of_the_class() -> None:
+    assert "carried over" not in look_up(device=PROVENANCE.device)[1]
+    row, why = look_up(device="NVIDIA H200")
+    assert row is ROW
+    assert (
+        f"carried over: measured on {PROVENANCE.device}, another device of the class sm_90 than this NVIDIA H200" in why
+    )
+
+
+def test_a_look_up_says_why_a_row_was_loosened() -> None:
+    loosened = replace(ROW, tolerance_before=1.5e-05, reason="a longer sample", reason_date="2026-02-01")
+    found = replace(TABLE, rows=(loosened,), source="toy.toml").look_up(
+        output=ROW.output, measure="element", dtype="bf16", device_class="sm_90"
+    )
+    assert "loosened from 1.5e-05 on 2026-02-01: a longer sample" in found.why
 
 
 @pytest.mark.parametrize(
@@ -213,8 +264,21 @@ def test_a_shipped_table_is_valid_and_no_looser_than_its_derivation(file: Path, 
     write_table(table, tmp_path / file.name)
     assert (tmp_path / file.name).read_bytes() == file.read_bytes(), "write it with ktonum.table_files.write_table"
     for row in table.rows:
-        assert row.maximum <= row.tolerance == min(row.bound, 2 * row.maximum), row.name
         assert row.unit == MEASURES[row.measure]
+        made = table.provenance[row.device_class]
+        assert made.commit and not made.commit.endswith("+"), "calibrate at a commit"
+        for sample, bound in ((row.errors, row.bound), (row.shares, 1.0)):
+            # The numbers of the row are all that its tolerance follows from.
+            budget = {"samples": row.samples, "strata": row.strata, "false_alarm": made.false_alarm}
+            if sample.decided_by.startswith("bound"):
+                assert sample.tolerance == bound, row.name
+                continue
+            reached = four_digits(sample.typical * tail_tolerance(sample.tail, **budget))
+            least = (
+                (0.5 if row.elements_max == 1 else 1.0) if row.measure == "element" and sample is row.errors else 0.0
+            )
+            assert sample.tolerance == max(sample.maximum, reached, least) < bound, row.name
+            assert (sample.decided_by == "rounding") is (least > max(sample.maximum, reached)), row.name
 
 
 def test_kto_has_rows_in_every_dtype_for_the_interpreter() -> None:
@@ -229,50 +293,3 @@ def test_kto_has_rows_in_every_dtype_for_the_interpreter() -> None:
         for output in ("loss", "chosen_logps_sum", "rejected_logps_sum"):
             found = table.look_up(output=output, measure="element", dtype=dtype, device_class="interpreter")
             assert found.row is not None and found.row.stored == ("fp64" if dtype == "fp64" else "fp32"), found.why
-
-
-def measure(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "measure_tolerances.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
-def test_measuring_replaces_the_rows_of_its_own_device_class_alone(tmp_path: Path) -> None:
-    stale = replace(ROW, output="stale", device_class="interpreter")
-    both = {"sm_90": PROVENANCE, "interpreter": PROVENANCE}
-    write_table(Table("kto", "by hand", (ROW, stale), both), tmp_path / "kto.toml")
-    done = measure("--dtypes", "fp32", "--seeds", "1", "--out", str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    table = load_table(tmp_path / "kto.toml")
-    assert ROW in table.rows and table.provenance["sm_90"] == PROVENANCE
-    fresh = [r for r in table.rows if r.device_class == "interpreter"]
-    assert {r.dtype for r in fresh} == {"fp32"}
-    assert {"loss", "grad_weight"} <= {r.output for r in fresh} and "stale" not in {r.output for r in fresh}
-    made = table.provenance["interpreter"]
-    assert made.seeds == 1 and made.dims["V"] == 331 and "--dtypes fp32" in made.command
-    assert str(tmp_path) not in made.command
-
-
-def test_a_kernel_beyond_its_bound_gets_no_table(tmp_path: Path) -> None:
-    (tmp_path / "halved.py").write_text(
-        "from dataclasses import replace\n"
-        "from ktonum.kernels.kto_op import OP\n"
-        "from ktonum.kernels.reference import ReferenceKTOLoss\n"
-        "class Halved(ReferenceKTOLoss):\n"
-        "    def forward(self, *args, **kwargs):\n"
-        "        loss, metrics = super().forward(*args, **kwargs)\n"
-        "        return loss / 2, metrics\n"
-        "HALVED = replace(OP, candidate=Halved)\n"
-    )
-    done = measure("--op", f"{tmp_path}/halved.py:HALVED", "--dtypes", "fp64", "--seeds", "1", "--out", str(tmp_path))
-    assert done.returncode == 1
-    assert "loss/element" in done.stderr and "beyond the derived bound" in done.stderr
-    assert not (tmp_path / "kto.toml").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [(["--seeds", "0"], "draw one or more"), (["--dtypes", "int8"], "int8"), (["--op", "nowhere:OP"], "nowhere")],
-)
-def test_wrong_arguments_end_with_status_2(tmp_path: Path, arguments: list[str], said: str) -> None:
-    done = measure(*arguments, "--out", str(tmp_path))
-    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

@@ -114,7 +114,8 @@ def loss_bounds(rows: LabelledRows, arithmetic: Arithmetic) -> tuple[tuple[Tenso
     # Half the spacing of subnormals: what is stored on the way cannot be nearer.
     underflow = torch.finfo(arithmetic.stored).smallest_normal * unit_roundoff(arithmetic.stored)
     independent = c * p * rows.probability_variance(arithmetic).sqrt() + 3 * s * rows.error.abs()
-    independent = independent + underflow * (c > 0)
+    # In float64: a boolean would make it float32, in which float32's own is zero.
+    independent = independent + underflow * (c > 0).to(c.dtype)
     # Where p is far below q, elements are nearly c q, one number for many, and their last rounding is one as well.
     alike = unit_roundoff(arithmetic.operands) * rows.target
     coherent = c * (3 * shared.sqrt().unsqueeze(1) * p + 2 * s * (p + rows.target) + alike)

@@ -1,0 +1,1 @@
+"""Calibration: errors of right implementations, their tails, and the tolerances that a table keeps."""
