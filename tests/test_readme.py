@@ -51,7 +51,7 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 def test_the_readme_shows_code() -> None:
     """What the parametrised tests below run on."""
     assert len(FILES) >= 5 and all(name.endswith(".py") for name in FILES), FILES.keys()
-    assert len(COMMANDS) == 4, COMMANDS
+    assert len(COMMANDS) == 5, COMMANDS
     assert len(SHOWN) == 2, SHOWN
 
 
@@ -65,11 +65,14 @@ def test_code_runs(name: str, folder: Path) -> None:
         assert -0.004 < float(done.stdout) < -0.002, done.stdout
 
 
-def test_the_audit_command(folder: Path) -> None:
-    (command,) = (c for c in COMMANDS if c.startswith("ktonum audit"))
-    done = run(folder, sys.executable, "-m", *command.split())
+def test_the_audit_command_and_the_gate(folder: Path) -> None:
+    audit, gate = (next(c for c in COMMANDS if c.startswith(f"ktonum {name}")) for name in ("audit", "gate"))
+    done = run(folder, sys.executable, "-m", *audit.split())
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (folder / "report.json").is_file()
+    (folder / "baseline.json").write_bytes((folder / "report.json").read_bytes())
+    done = run(folder, sys.executable, "-m", *gate.split())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The gate passes" in done.stdout
 
 
 @pytest.mark.parametrize("command", SHOWN)
