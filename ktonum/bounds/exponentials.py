@@ -7,6 +7,7 @@ With :math:`t_i = x_i - \max x`, :math:`S = \sum e^{t_i}`, :math:`p_i = e^{t_i} 
   adds e u;
 - an error :math:`\epsilon_i` relative to each exponential is :math:`\sum p_i \epsilon_i` relative to S, and as much
   absolute in log S. The sum adds its own, see `ktonum.bounds.summation`: all its terms are positive;
+- small exponentials are lost where a running sum stagnates: a share of S that does not average out;
 - the library's logarithm errs by e u |log S|, the last addition by u |y|;
 - :math:`p_i` errs by its own exponential's error, by that of S, and by the division's u.
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ktonum.bounds.constants import gamma
-from ktonum.bounds.summation import Order, sum_amplitude
+from ktonum.bounds.summation import Order, stagnation_bias, sum_amplitude
 
 __all__ = ["FUNCTION_ERROR", "ShiftedExponentials"]
 
@@ -56,12 +57,13 @@ class ShiftedExponentials:
         rest = self.roundoff * (self.log_error * log_sum + self._y(log_sum).abs())
         return own + gamma(self.order.depth(p.shape[-1]), self.roundoff) + rest
 
-    def logsumexp_amplitude(self) -> Tensor:
-        """Amplitude of y's error, the errors independent with mean zero, (…)."""
+    def logsumexp_errors(self) -> tuple[Tensor, Tensor]:
+        """(amplitude, coherent part) of y's error, the errors independent with mean zero, (…) each."""
         shifted, p, log_sum = self._parts()
         own = self._own(shifted)
         rest = (self.log_error * log_sum).square() + self._y(log_sum).square()
-        return (self._of_sum(p, own) + self.roundoff**2 * rest).sqrt()
+        amplitude = (self._of_sum(p, own) + self.roundoff**2 * rest).sqrt()
+        return amplitude, stagnation_bias(p, self.order, self.roundoff)
 
     def softmax_bound(self) -> Tensor:
         """Deterministic bound on each p's error, to first order, (…, n)."""
@@ -70,11 +72,12 @@ class ShiftedExponentials:
         of_sum = (p * own).sum(-1, keepdim=True) + gamma(self.order.depth(p.shape[-1]), self.roundoff)
         return p * (own + of_sum + self.roundoff)
 
-    def softmax_amplitude(self) -> Tensor:
-        """Amplitude of each p's error, (…, n). The sum's share is a row's common one."""
+    def softmax_errors(self) -> tuple[Tensor, Tensor]:
+        """(amplitude, coherent part) of each p's error, (…, n) each. The sum's share is common to a row."""
         shifted, p, _ = self._parts()
         own = self._own(shifted)
-        return p * (own + self._of_sum(p, own).unsqueeze(-1) + self.roundoff**2).sqrt()
+        amplitude = p * (own + self._of_sum(p, own).unsqueeze(-1) + self.roundoff**2).sqrt()
+        return amplitude, p * stagnation_bias(p, self.order, self.roundoff).unsqueeze(-1)
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """t, p and log S."""

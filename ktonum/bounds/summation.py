@@ -13,6 +13,9 @@ Three forms, each per element, from what the oracle can compute:
   .. math:: \mathrm{E} s_m^2 = (m/n)^2 S^2 + \frac{m (n - m)}{n (n - 1)} (Q - S^2/n).
 
   The other two are √n too large where terms cancel; this one tells terms of one sign from terms of mean zero.
+
+The last two fail where a running sum stagnates: what is smaller than half its spacing is lost each time, which is no
+error of mean zero. `stagnation_bias` says how much.
 """
 
 from __future__ import annotations
@@ -36,11 +39,16 @@ __all__ = [
     "inner_product_amplitude",
     "multiply_add_bound",
     "split",
+    "stagnation_bias",
     "sum_amplitude",
     "sum_bound",
     "sum_probable_bound",
     "summation_variance",
 ]
+
+
+# Terms of more spacings than these err with mean zero. A whole number: a cut elsewhere would leave part of a period.
+_FEW = 64.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,10 @@ class Order:
         if self.name == "pairwise":
             return max(0, (terms - 1).bit_length())
         return max(0, length - 1) + max(0, -(-terms // length) - 1)
+
+    def run(self, terms: int) -> int:
+        """The most terms in a sum that single terms are still added to."""
+        return min(2, terms) if self.name == "pairwise" else self._block(terms)
 
     def partial_sums(self, terms: int) -> Mapping[int, int]:
         """How many partial sums there are of so many terms; a sum's own is one of them, single terms are none."""
@@ -162,6 +174,47 @@ def inner_product_amplitude(
     """
     added = sum_amplitude(total, squares, terms, order, roundoff)
     return (added.square() + roundoff**2 * squares).sqrt() if products_rounded else added
+
+
+def stagnation_bias(terms: Tensor, order: Order, roundoff: float) -> Tensor:
+    """The mean of a sum's error where terms are as small as the spacing of the running sum: its magnitude, (…).
+
+    A running sum s is a multiple of its own spacing g, so adding x errs by rn(x / g) g − x, whatever s is. For terms of
+    many g that has mean zero, below g / 2 it is −x: all of them are lost. Running sums grow from 0 to the share m / n
+    of the whole, m the most terms of one, and so spend at least half their terms in the two topmost binades; where the
+    largest term is among them, which concerns m / n of the terms, they are larger by that one.
+    Derived here; that terms come in random order is assumed, as in `sum_amplitude`.
+
+    Args:
+        terms: (…, n), float64.
+        order: How they are added.
+        roundoff: The accumulator's u.
+    """
+    rows = terms.double().reshape(-1, terms.shape[-1])
+    share = order.run(rows.shape[1]) / rows.shape[1]
+    top = (share * rows.sum(1).abs()).clamp(min=torch.finfo(torch.float64).tiny)
+    binade = _binade(top)
+    bias = (1 - binade / top) * _net_error(rows, 2 * roundoff * binade)
+    # Everything below the second binade is taken to be in the third, which is no less.
+    for half in (0.5, 0.25):
+        bias = bias + binade / 2 / top * _net_error(rows, 2 * roundoff * half * binade)
+    beside_largest = _net_error(rows, 2 * roundoff * _binade(top + rows.abs().amax(1)))
+    return (bias.abs() + share * beside_largest.abs()).view(terms.shape[:-1])
+
+
+def _binade(positive: Tensor) -> Tensor:
+    """The power of two at or below each number."""
+    mantissa, _ = torch.frexp(positive)
+    return positive / mantissa / 2
+
+
+def _net_error(rows: Tensor, spacing: Tensor) -> Tensor:
+    """Σ rn(x / g) g − x over the terms of few g; (rows)."""
+    few = rows.abs() < _FEW * spacing.unsqueeze(1)
+    row = few.nonzero()[:, 0]
+    in_spacings = rows[few] / spacing[row]
+    errors = (in_spacings.round() - in_spacings) * spacing[row]
+    return torch.zeros_like(spacing).index_add_(0, row, errors)
 
 
 def multiply_add_bound(product: Tensor, addend: Tensor, roundoff: float, *, fused: bool) -> Tensor:
