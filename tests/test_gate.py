@@ -290,6 +290,8 @@ def test_a_standard_that_does_not_decide_and_is_lost_is_told() -> None:
     assert gate(precise).standards == {("eager", Attribution.REFERENCE_BETTER): 1}
     worse = edited(BASELINE, one_case(lambda r: replace(scaled(r, value=1.2), meets=("precise",))))
     assert gate(worse).standards == {("eager", Attribution.KERNEL_WORSE): 1}
+    exact = edited(BASELINE, one_case(lambda r: scaled(r, value=0.0)))
+    assert gate(precise, exact).standards == {("eager", Attribution.KERNEL_WORSE): 1}
     assert gate(precise).passed
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ktonum.gating.growth import EVERY, FALSE_ALARM, Drift, Question, drifts, enough_cases
-from ktonum.gating.pairing import Change, Pair, changes, pair_results
+from ktonum.gating.pairing import Change, Pair, any_grew, changes, pair_results
 from ktonum.gating.reading import check_comparable, described
 from ktonum.results import CheckResult, Report, Verdict
 
@@ -161,8 +161,7 @@ def _standards_lost(pairs: Sequence[Pair], device_new: bool) -> dict[tuple[str, 
     for pair in pairs:
         for standard in set(pair.before.meets) - set(pair.now.meets) - {pair.now.standard}:
             if pair.now.measurements:
-                grown = any(c.error > 0 for c in changes([pair]))
-                blamed = Attribution.KERNEL_WORSE if grown else _bound(standard == "eager")
+                blamed = Attribution.KERNEL_WORSE if any_grew(pair) else _bound(standard == "eager")
                 lost[standard, Attribution.DEVICE_NEW if device_new else blamed] += 1
     return dict(lost)
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from ktonum.gating.pairing import Change
 from ktonum.gating.signed_rank import holm, signed_rank_p
 
-__all__ = ["EVERY", "FALSE_ALARM", "Drift", "Question", "drifts", "enough_cases"]
+__all__ = ["EVERY", "FALSE_ALARM", "Drift", "Question", "drifts", "enough_cases", "times"]
 
 #: Probability that one question raises a false alarm, where errors are drawn anew from an unchanged distribution.
 FALSE_ALARM = 0.01
@@ -164,7 +164,7 @@ def _steepest(group: Sequence[Change], question: Question, most: int = 2) -> tup
     means = {name: _by_case(changes, question.signed) for name, changes in named.items()}
     order = sorted((signed_rank_p(list(values.values())), name) for name, values in means.items())
     ratios = {name: _ratio(_by_case(named[name], question.of).values()) for _, name in order[:most]}
-    return tuple(f"{name} × {ratio:.3g}" for name, ratio in ratios.items())
+    return tuple(f"{name} {times(ratio)}" for name, ratio in ratios.items())
 
 
 def _drift(
@@ -190,6 +190,11 @@ def _drift(
         kind=group[0].kind,
         steepest=steepest,
     )
+
+
+def times(ratio: float) -> str:
+    """A ratio in words."""
+    return "× 1000 or more" if ratio > 999 else "× 1/1000 or less" if ratio < 1 / 999 else f"× {ratio:.3g}"
 
 
 def _ratio(logarithms: Iterable[float]) -> float:

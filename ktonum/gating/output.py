@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ktonum.gating.gate import Attribution, Failure, Gate, Growth
-from ktonum.gating.growth import Drift
+from ktonum.gating.growth import Drift, times
 from ktonum.report.case_names import CaseName
 from ktonum.results import CheckResult
 
@@ -54,7 +54,7 @@ def _rows(gate: Gate) -> list[tuple[str, str, str]]:
     rows += _shortened("told", [(where, "still fails") for where in _cases(gate.known)])
     if gate.environment:
         differing = ", ".join(f"{k} {old} → {new}" for k, (old, new) in gate.environment.items())
-        rows.append(("told", differing, Attribution.DEVICE_NEW.value if gate.device_new else "versions"))
+        rows.append(("told", differing, Attribution.DEVICE_NEW.value if gate.device_new else "differs"))
     if gate.new:
         rows.append(("told", f"{_number(len(gate.new), 'check')} not in the baseline", Attribution.CASE_NEW.value))
     rows += _shortened("better", [(where, "fails no more") for where in _cases(gate.fixed)])
@@ -86,7 +86,7 @@ def _growth(growth: Growth) -> tuple[str, str]:
 
 
 def _drift(d: Drift) -> str:
-    among = f": {', '.join(d.steepest)}" if d.steepest else f" × {d.ratio:.3g}"
+    among = f": {', '.join(d.steepest)}" if d.steepest else f" {times(d.ratio)}"
     return f"{d.what} in {d.dtype}{among}, larger in {d.larger} of {d.cases} cases (p = {d.p:.0e})"
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ktonum.report.case_names import CaseName
 from ktonum.results import CheckResult, Measurement
 
-__all__ = ["Change", "Pair", "Pairing", "changes", "pair_results"]
+__all__ = ["Change", "Pair", "Pairing", "any_grew", "changes", "pair_results"]
 
 # A ratio of more than this counts as this: where chance made one of two errors tiny, their ratio says little.
 _LARGEST = math.log(1000.0)
@@ -137,6 +137,13 @@ def changes(pairs: Sequence[Pair]) -> Iterator[Change]:
             yield Change(
                 pair.now.case, pair.now.check, _first_word(tensor), measure, use, bound, measured, (old.use, m.use)
             )
+
+
+def any_grew(pair: Pair) -> bool:
+    """Whether any error is larger now, or measured for the first time, exact zeros included."""
+    before = {m.name: m for m in pair.before.measurements}
+    zeros = [m for m in pair.now.measurements if m.value != 0 and (m.name not in before or before[m.name].value == 0)]
+    return bool(zeros) or any(c.error > 0 for c in changes([pair]))
 
 
 def _by_key(result: CheckResult) -> dict[tuple[str, str], Measurement]:
