@@ -19,9 +19,11 @@ from torch import Tensor
 
 from ktonum import cli
 from ktonum.auditing import audit_case
+from ktonum.errors import UsageError
 from ktonum.gating.gate import Attribution, Gate, hold_against
 from ktonum.gating.growth import FALSE_ALARM
-from ktonum.gating.output import SCHEMA, closing_sentence
+from ktonum.gating.output import SCHEMA, closing_sentence, to_record
+from ktonum.gating.reading import read_report
 from ktonum.gating.signed_rank import holm, signed_rank_p
 from ktonum.op import Op
 from ktonum.results import CheckResult, Report, Verdict
@@ -411,6 +413,36 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
     (line,) = captured.err.splitlines()
     assert all(word in line for word in words), line
     assert "CURRENT" in line
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of everything in a JSON document."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [*([path] if path else []), *(p for key, item in inner for p in places(item, (*path, key)))]
+
+
+def test_any_single_damage_is_refused_or_harmless(tmp_path: Path) -> None:
+    """Nothing but a `UsageError` leaves, whatever stands where; and a lost measure or remark is no damage."""
+    few = Report((scaled(BASELINE.results[0], value=50), BASELINE.results[1]), ENVIRONMENT)
+    few.to_json(tmp_path / "sound.json")
+    sound = read_report(tmp_path / "sound.json", "CURRENT")
+    text, refused = (tmp_path / "sound.json").read_text(encoding="utf-8"), 0
+    paths = [p for p in places(json.loads(text)) if p[:2] != ("results", 1)]
+    for path in paths:
+        for junk in (None, 3, -1.5, "x", [], {}, [[1]], {"a": 1}):
+            broken = json.loads(text)
+            place = broken
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = junk
+            (tmp_path / "broken.json").write_text(json.dumps(broken), encoding="utf-8")
+            try:
+                found = read_report(tmp_path / "broken.json", "CURRENT")
+                to_record(hold_against(baseline=sound, current=found))
+                to_record(hold_against(baseline=found, current=sound))
+            except UsageError:
+                refused += 1
+    assert refused > len(paths)
 
 
 @pytest.mark.parametrize(

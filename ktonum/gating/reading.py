@@ -33,7 +33,7 @@ def read_report(path: str | Path, role: str) -> Report:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{named} cannot be read ({error.strerror}): {_WRITE}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{named} is no JSON ({error}): {_WRITE}") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
@@ -42,11 +42,11 @@ def read_report(path: str | Path, role: str) -> Report:
         raise UsageError(f"{named} is damaged, it lacks the keys environment and results: {_WRITE}")
     try:
         report = Report.from_json(path)
+        _check_results(report, named)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UsageError(
             f"{named} is damaged, or of another version than this ktonum ({type(error).__name__}: {error}): {_WRITE}"
         ) from error
-    _check_results(report, named)
     return report
 
 
@@ -61,16 +61,17 @@ def _other_schema(schema: object) -> str:
 def _check_results(report: Report, named: str) -> None:
     if not report.results:
         raise UsageError(f"{named} holds no results, the audit ended before any: audit again")
-    seen = Counter((r.case, r.check) for r in report.results)
-    (case, check), count = seen.most_common(1)[0]
-    if count > 1:
-        raise UsageError(f"{named} is damaged, it holds {case}::{check} {count} times: {_WRITE}")
     for r in report.results:
+        texts = [r.case, r.check, r.standard, r.reason, *r.meets]
+        texts += [text for m in r.measurements for text in (m.name, m.unit, m.bound_source)]
         numbers = [x for m in r.measurements for x in (m.value, m.bound)]
-        if not all(isinstance(text, str) for text in (r.case, r.check)) or any(n < 0 for n in numbers):
+        if not all(isinstance(text, str) for text in texts) or any(n < 0 for n in numbers):
             raise UsageError(f"{named} is damaged, a name or number of {r.case}::{r.check} is none: {_WRITE}")
         if any(math.isnan(m.bound) for m in r.measurements):
             raise UsageError(f"{named} is damaged, a bound of {r.case}::{r.check} is NaN: {_WRITE}")
+    (case, check), count = Counter((r.case, r.check) for r in report.results).most_common(1)[0]
+    if count > 1:
+        raise UsageError(f"{named} is damaged, it holds {case}::{check} {count} times: {_WRITE}")
 
 
 def check_comparable(baseline: Report, current: Report) -> None:
