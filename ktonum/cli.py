@@ -194,6 +194,26 @@ def _device_type() -> str:
 
 
 @app.command()
+def gate(
+    current: Annotated[
+        str, typer.Argument(metavar="CURRENT", help="The audit to decide about, as its --json wrote it.")
+    ],
+    baseline: Annotated[str, typer.Option(metavar="FILE", help="The audit to hold it against.")],
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write everything that changed as JSON.")] = None,
+    false_alarm: Annotated[
+        float, typer.Option(metavar="P", help="Probability that a rank test calls chance growth.")
+    ] = 0.01,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Growth on a new device fails, and so does what became INCONCLUSIVE.")
+    ] = False,
+) -> None:
+    """Compare an audit with a baseline. Exit status 0: nothing is worse; 1: something is; 2: wrong usage."""
+    from ktonum.gating.command import GateRequest, gate_command
+
+    raise typer.Exit(gate_command(GateRequest(current, baseline, json, false_alarm, strict)))
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine has and lacks for audits. Exit status 1: an audit cannot run here."""
     from ktonum.doctor import examine

@@ -24,7 +24,15 @@ from torch import Tensor
 from ktonum.bounds import confidence
 from ktonum.comparison import spacing
 
-__all__ = ["Errors", "Model", "Stretch", "applicable_measures", "derived_tolerances", "measure_errors"]
+__all__ = [
+    "Errors",
+    "Model",
+    "Stretch",
+    "applicable_measures",
+    "derived_tolerances",
+    "exceeding_elements",
+    "measure_errors",
+]
 
 # Elements at a time: a dozen float64 temporaries of this many are alive at once.
 _BLOCK = 2**22
@@ -135,6 +143,16 @@ def measure_errors(*, actual: Tensor, expected: Tensor, stored: torch.dtype) -> 
     }
     values = {name: values[name] for name in applicable_measures(finite)}
     return Errors(values, products / norms, math.sqrt(errors / norms), _unravel(worst, expected.shape), 0)
+
+
+def exceeding_elements(*, actual: Tensor, expected: Tensor, stored: torch.dtype, tolerance: float) -> Tensor:
+    """Where the measure ``element`` is beyond ``tolerance``, NaN and infinities too; bool, the tensors' shape."""
+    found = torch.zeros(actual.shape, dtype=torch.bool)
+    for s in _stretches(expected, stored):
+        a, given = s.of(actual), s.of(expected)
+        agreed = (a == given) | (a.isnan() & given.isnan())
+        _matrix(found)[s.rows] = (~((a - given).abs() <= tolerance * s.unit) & ~agreed).cpu()
+    return found
 
 
 def derived_tolerances(*, expected: Tensor, stored: torch.dtype, model: Model) -> dict[str, float]:

@@ -17,9 +17,10 @@ from ktonum.bounds import Arithmetic, confidence, summation_variance, unit_round
 from ktonum.cases import DTYPES, dtype_name, torch_dtype
 from ktonum.errors import InputError, ToleranceError
 from ktonum.results import Measurement
-from ktonum.rounding_errors import Errors, Model, Stretch, derived_tolerances, measure_errors
+from ktonum.rounding_errors import Model, Stretch, derived_tolerances, exceeding_elements, measure_errors
 from ktonum.table_files import find_table
 from ktonum.tables import MEASURES, Row
+from ktonum.tolerance_failure import Failure
 
 __all__ = ["assert_within", "device_class"]
 
@@ -134,7 +135,9 @@ def assert_within(
         heading = f"{op}/{output} in {name} on {kind}"
         audited = op if table is not None and tables is None else "your.module:OP (a ktonum.Op of it)"
         command = f"ktonum audit {audited} --dtype {name} --device {'cuda' if kind.startswith('sm_') else 'cpu'}"
-        raise ToleranceError(_failure(heading, actual, expected, errors, measurements, command))
+        exceeding = exceeding_elements(actual=actual, expected=expected, stored=stored, tolerance=measurements[0].bound)
+        failure = Failure(heading, actual, expected, errors, measurements, exceeding, dims or {}, command)
+        raise ToleranceError(failure.message())
     return tuple(measurements)
 
 
@@ -176,24 +179,3 @@ def _resized(row: Row, count: int, why: str) -> tuple[float, str]:
     if count > most:
         why += f"; measured on {most} elements at most, and here are {count}: pass dims= if reductions are longer, too"
     return factor * row.tolerance, why if factor == 1.0 else f"{why}; × {factor:.3g} for {count} elements"
-
-
-def _failure(
-    heading: str, actual: Tensor, expected: Tensor, errors: Errors, measurements: list[Measurement], command: str
-) -> str:
-    beyond = sum(not m.within for m in measurements)
-    lines = [f"{heading}: {beyond} of {len(measurements)} measures beyond tolerance"]
-    for m in measurements:
-        verdict = "ok    " if m.within else "BEYOND"
-        lines.append(f"  {verdict} {m.name}: measured {m.value:.4g}, tolerance {m.bound:.4g} {m.unit}")
-        lines.append(f"         tolerance from {m.bound_source}")
-    a, e = float(actual[errors.worst]), float(expected[errors.worst])
-    place = f"{list(errors.worst)} of {list(actual.shape)}: actual {a:.9g}, expected {e:.9g}"
-    if errors.nonfinite:
-        lines.append(f"  {errors.nonfinite} of {actual.numel()} elements wrongly NaN or infinite, the first at {place}")
-    else:
-        lines.append(f"  worst element at {place}, off by {a - e:.3g}")
-        lines.append(f"  signed bias {100 * errors.signed:+.3g} % of expected, error norm {100 * errors.norm:.3g} %")
-    if test := os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]:
-        lines.append(f"  reproduce: pytest '{test}'")
-    return "\n".join([*lines, f"  examine: {command}"])

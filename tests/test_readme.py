@@ -65,11 +65,14 @@ def test_code_runs(name: str, folder: Path) -> None:
         assert -0.004 < float(done.stdout) < -0.002, done.stdout
 
 
-def test_the_audit_command(folder: Path) -> None:
-    (command,) = (c for c in COMMANDS if c.startswith("ktonum audit"))
-    done = run(folder, sys.executable, "-m", *command.split())
+def test_the_audit_command_and_the_gate(folder: Path) -> None:
+    audit, gate = (next(c for c in COMMANDS if c.startswith(f"ktonum {name}")) for name in ("audit", "gate"))
+    done = run(folder, sys.executable, "-m", *audit.split())
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (folder / "report.json").is_file()
+    (folder / "baseline.json").write_bytes((folder / "report.json").read_bytes())
+    done = run(folder, sys.executable, "-m", *gate.split())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The gate passes" in done.stdout
 
 
 def test_the_calibrate_command(folder: Path) -> None:

@@ -274,7 +274,8 @@ def test_the_message_says_what_where_by_which_row_and_what_next() -> None:
         "expected ",
         "signed bias -0.2",
         "examine: ktonum audit kto --dtype bf16 --device cpu",
-        "reproduce: pytest 'tests/test_tolerances.py::test_the_message_says",
+        "where: all of them together: no element exceeds its own bound",
+        "pytest tests/test_tolerances.py::test_the_message_says",
     ):
         assert part in message
     assert isinstance(caught.value, AssertionError)
@@ -367,7 +368,10 @@ def test_blocks_do_not_change_what_is_measured(monkeypatch: pytest.MonkeyPatch) 
 
 
 PLAIN = """
+import os
+
 import ktonum
+import pytest
 import torch
 
 
@@ -375,27 +379,90 @@ def oracle():
     return torch.randn(30, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
+def check(actual):
+    ktonum.assert_within(
+        actual=actual, expected=oracle(), op="mine", output="y", terms=40, dims={"N": 30, "H": 40}
+    )
+
+
 def test_right():
-    ktonum.assert_within(actual=oracle().bfloat16(), expected=oracle(), op="mine", output="y", terms=40)
+    check(oracle().bfloat16())
 
 
-def test_wrong():
-    ktonum.assert_within(actual=1.02 * oracle().bfloat16(), expected=oracle(), op="mine", output="y", terms=40)
+@pytest.mark.parametrize("what", ["all of it", "it's a tile"])
+def test_wrong(what, tmp_path):
+    os.chdir(tmp_path)
+    actual = oracle().bfloat16()
+    actual[:, 32 if "tile" in what else 0 :] *= 1.25
+    check(actual)
+
+
+if __name__ == "__main__":
+    check(1.02 * oracle().bfloat16())
 """
 
 
-def test_a_plain_pytest_file_elsewhere_uses_it(tmp_path: Path) -> None:
-    (tmp_path / "test_plain.py").write_text(PLAIN)
+def _elsewhere(folder: Path, *command: str) -> str:
+    """Standard output and errors of a command, run without what this session's environment adds."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "TRITON_", "KTONUM_"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_plain.py"],
-        cwd=tmp_path,
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
-    assert "mine/y in bf16 on cpu:" in done.stdout
-    assert "BEYOND y/signed_bias: measured" in done.stdout
-    assert "reproduce: pytest 'test_plain.py::test_wrong'" in done.stdout
+    environment |= {"PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": "-p no:cacheprovider"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("started_in", ["", "mykernels", "mykernels/tests"])
+def test_a_plain_pytest_file_elsewhere_uses_it_and_its_message_reproduces_the_failure(
+    tmp_path: Path, started_in: str
+) -> None:
+    """From wherever pytest is started: its rootdir is the folder with the configuration."""
+    folder = tmp_path / "mykernels" / "tests"
+    folder.mkdir(parents=True)
+    (tmp_path / "mykernels" / "pytest.ini").write_text("[pytest]\n")
+    (folder / "test_plain.py").write_text(PLAIN)
+    out = _elsewhere(tmp_path / started_in, "pytest", "--rootdir", str(tmp_path / "mykernels"), str(folder))
+    assert "2 failed, 1 passed" in out, out
+    for part in (
+        "mine/y in bf16 on cpu:",
+        "BEYOND y/signed_bias: measured",
+        "tolerance from derived for 40 terms",
+        "worst element at [",
+        "where: the last tile along dim 1 (H), from 32 on",
+        "where: everywhere",
+    ):
+        assert part in out, out
+    commands = [
+        line.split("reproduce: ")[1] for line in out.splitlines() if line.startswith("E ") and "reproduce: " in line
+    ]
+    assert len(commands) == 2 and all("tests/test_plain.py::test_wrong[" in c for c in commands), out
+    for command in commands:
+        again = _elsewhere(tmp_path, "sh", "-c", command)
+        assert "1 failed" in again and "mine/y in bf16 on cpu:" in again, (command, again)
+
+
+def test_outside_pytest_the_message_says_where_the_call_is_and_how_to_repeat_it(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text(PLAIN)
+    out = _elsewhere(tmp_path, sys.executable, "plain.py")
+    assert "ToleranceError: mine/y in bf16 on cpu:" in out, out
+    line = PLAIN.splitlines().index("    ktonum.assert_within(") + 1
+    assert f"reproduce: python plain.py (the call is at {tmp_path / 'plain.py'}:{line}" in out, out
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (lambda a: a[7].mul_(1.5), "row 7"),
+        (lambda a: a[:, 9].zero_(), "column 9"),
+        (lambda a: a[3, 4].add_(9.0), "element [3, 4]"),
+        (lambda a: a[48:].mul_(-1), "the last tile along dim 0 (V), from 48 on"),
+        (lambda a: a[32:40, :].fill_(math.nan), "the tile 32 to 39 along dim 0 (V)"),
+        (lambda a: a.mul_(1.5), "everywhere"),
+    ],
+)
+def test_the_message_names_row_column_and_tile(change: Callable[[Tensor], Tensor], place: str) -> None:
+    expected = gradient(60, 80)
+    actual = expected.float()
+    change(actual)
+    with pytest.raises(ToleranceError) as caught:
+        ktonum.assert_within(actual=actual, expected=expected, dims={"V": 60, "H": 80}, **SUM)
+    assert f"  where: {place}\n" in str(caught.value)

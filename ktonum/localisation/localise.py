@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ktonum.comparison import spacing
 from ktonum.localisation.part import Part
-from ktonum.localisation.places import Place, find_place
+from ktonum.localisation.places import Place, dim_names, find_place
 from ktonum.localisation.signatures import look_of
 from ktonum.probe import Expectation, Probe
 from ktonum.results import Localisation
@@ -77,7 +77,7 @@ def localise_tensor(name: str, actual: Tensor, expectation: Expectation, known: 
     exceeding = ~((a - e).abs() <= tolerance) & ~agrees  # NaN compares false
     # A zero that should be one shows no scaling, shift or sign.
     free = (a == 0) & (e == 0) if actual.is_floating_point() else None
-    place = find_place(exceeding, _dim_names(actual.shape, known.dims), free)
+    place = find_place(exceeding, dim_names(actual.shape, known.dims), free)
     if actual.dtype == torch.bool:
         too_many = int((exceeding & (a > e)).sum())
         looks = ((too_many, "where none should be"), (int(exceeding.sum()) - too_many, "missing"))
@@ -120,16 +120,6 @@ def _narrowed(actual: Tensor, expectation: Expectation) -> tuple[Tensor, Expecta
     length = min(rows, actual.shape[0] - start)
     note = f"within {start} to {start + length - 1} along dim 0, counted from there: "
     return actual.narrow(0, start, length), expectation.narrowed(start, length), note
-
-
-def _dim_names(shape: Sequence[int], dims: Mapping[str, int]) -> tuple[str, ...]:
-    """``dim 0 (B)`` where one of the case's sizes, and only one, is that of the dim."""
-    names = []
-    for d, size in enumerate(shape):
-        fitting = [name for name, of in dims.items() if of == size]
-        alone = len(fitting) == 1 and list(shape).count(size) == 1
-        names.append(f"dim {d} ({fitting[0]})" if alone else f"dim {d}")
-    return tuple(names)
 
 
 def _start(place: Place) -> tuple[int, ...] | None:

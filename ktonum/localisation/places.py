@@ -6,13 +6,13 @@ Plain tensors in, words out: nothing here knows of ops, checks or bounds.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Place", "find_place"]
+__all__ = ["Place", "dim_names", "find_place"]
 
 # Fewer indices than this are no series: any two have a distance.
 _FEWEST_OF_A_SERIES = 3
@@ -104,6 +104,16 @@ def find_place(exceeding: Tensor, names: Sequence[str] = (), free: Tensor | None
         among = "" if everywhere or len(shape) == 1 else f", within {_joined(along, shape)}"
         words = f"scattered: {count} of {exceeding.numel()} elements{among}"
     return Place(words, indices, everywhere)
+
+
+def dim_names(shape: Sequence[int], dims: Mapping[str, int]) -> tuple[str, ...]:
+    """``dim 0 (B)`` where one of the sizes in ``dims``, and only one, is that of the dim."""
+    names = []
+    for d, size in enumerate(shape):
+        fitting = [name for name, of in dims.items() if of == size]
+        alone = len(fitting) == 1 and list(shape).count(size) == 1
+        names.append(f"dim {d} ({fitting[0]})" if alone else f"dim {d}")
+    return tuple(names)
 
 
 def _joined(along: Sequence[_Along], shape: torch.Size) -> str:

@@ -1,4 +1,4 @@
-r"""Bounds on rounding errors, and how measured errors are held against them.
+r"""What is granted to an implementation, and bounds on one tensor's error.
 
 The model is Higham and Mary's (2019, SIAM J. Sci. Comput. 41(5), A2815): every operation errs by a relative
 :math:`\delta`, :math:`|\delta| \le u`, and the errors are independent with mean zero. By Hoeffding's inequality a sum
@@ -21,43 +21,21 @@ from ktonum.comparison import spacing
 from ktonum.evaluation import Evaluation
 
 __all__ = [
-    "FALSE_ALARM",
     "STANDARDS",
     "Arithmetic",
     "ErrorBound",
     "ErrorModel",
     "amplitude",
-    "confidence",
     "from_measured_error",
-    "summation_variance",
     "unit_roundoff",
 ]
 
 STANDARDS = ("precise", "eager")
 
-#: Probability, by the model above, that one measure raises a false alarm on a correct op.
-FALSE_ALARM = 1e-6
-
 
 def unit_roundoff(dtype: torch.dtype) -> float:
     """u = eps / 2: the largest relative error of rounding to nearest, away from underflow. Higham 2002, Theorem 2.2."""
     return torch.finfo(dtype).eps / 2
-
-
-def confidence(tests: int = 1, false_alarm: float = FALSE_ALARM) -> float:
-    """λ with 2 exp(−λ²/2) = ``false_alarm`` / ``tests``: Hoeffding's inequality with a union bound over the tests."""
-    return math.sqrt(2.0 * math.log(2.0 * max(1, tests) / false_alarm))
-
-
-def summation_variance(terms: float, total: Tensor, squares: Tensor, dtype: torch.dtype) -> Tensor:
-    """Σ_k (u s_k)² for the partial sums s_k of ``terms`` numbers added one by one in ``dtype``.
-
-    By the model the sum's error is Σ_k δ_k s_k to first order. For numbers in random order with sum S and sum of
-    squares Q, E s_k² = (k/n)² S² + k (n − k)/(n (n − 1)) (Q − S²/n), so that Σ_k E s_k² ≈ n (S²/3 + Q/6). The first
-    rules for numbers of one sign, the second for mean zero; bounds that put Σ|t_i| in place of every |s_k| are √n too
-    large for mean zero.
-    """
-    return unit_roundoff(dtype) ** 2 * terms * (total.square() / 3 + squares / 6)
 
 
 def amplitude(variance: Tensor) -> Tensor:

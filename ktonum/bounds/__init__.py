@@ -1,0 +1,71 @@
+"""Bounds on rounding errors: of the operations that ops are made of, and how measured errors are held against them.
+
+`formats` has precisions and ranges, `constants` what n roundings amount to, `summation` sums and inner products by
+order, `exponentials` log-sum-exp and softmax, `standards` what an audit grants. Each names its source and assumptions.
+"""
+
+from __future__ import annotations
+
+from ktonum.bounds.constants import FALSE_ALARM, confidence, gamma, probabilistic_gamma
+from ktonum.bounds.exponentials import FUNCTION_ERROR, ShiftedExponentials
+from ktonum.bounds.formats import BF16, E4M3, E5M2, FORMATS, FP16, FP32, FP64, TF32, Format
+from ktonum.bounds.standards import (
+    STANDARDS,
+    Arithmetic,
+    ErrorBound,
+    ErrorModel,
+    amplitude,
+    from_measured_error,
+    unit_roundoff,
+)
+from ktonum.bounds.summation import (
+    PAIRWISE,
+    SEQUENTIAL,
+    Order,
+    blocked,
+    inner_product_amplitude,
+    multiply_add_bound,
+    split,
+    stagnation_bias,
+    sum_amplitude,
+    sum_bound,
+    sum_probable_bound,
+    summation_variance,
+)
+
+__all__ = [
+    "BF16",
+    "E4M3",
+    "E5M2",
+    "FALSE_ALARM",
+    "FORMATS",
+    "FP16",
+    "FP32",
+    "FP64",
+    "FUNCTION_ERROR",
+    "PAIRWISE",
+    "SEQUENTIAL",
+    "STANDARDS",
+    "TF32",
+    "Arithmetic",
+    "ErrorBound",
+    "ErrorModel",
+    "Format",
+    "Order",
+    "ShiftedExponentials",
+    "amplitude",
+    "blocked",
+    "confidence",
+    "from_measured_error",
+    "gamma",
+    "inner_product_amplitude",
+    "multiply_add_bound",
+    "probabilistic_gamma",
+    "split",
+    "stagnation_bias",
+    "sum_amplitude",
+    "sum_bound",
+    "sum_probable_bound",
+    "summation_variance",
+    "unit_roundoff",
+]

@@ -1,0 +1,1 @@
+"""`ktonum gate`: an audit held against an earlier one, its baseline."""

@@ -1,0 +1,465 @@
+"""`ktonum gate`: each kind of change is flagged and attributed, and an audit drawn anew is not."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from simulated_audits import ENVIRONMENT, SimulatedAudit
+from small_ops import RMS_NORM, rms_norm_with
+from torch import Tensor
+
+from ktonum import cli
+from ktonum.auditing import audit_case
+from ktonum.errors import UsageError
+from ktonum.gating.gate import Attribution, Gate, hold_against
+from ktonum.gating.growth import FALSE_ALARM
+from ktonum.gating.output import SCHEMA, closing_sentence, to_record
+from ktonum.gating.reading import read_report
+from ktonum.gating.signed_rank import holm, signed_rank_p
+from ktonum.op import Op
+from ktonum.results import CheckResult, Report, Verdict
+
+MODEL = SimulatedAudit()
+BASELINE = MODEL.report(0)
+OTHER_DEVICE = ENVIRONMENT | {"device": {"name": "NVIDIA H200", "capability": "sm_90", "multiprocessors": 132}}
+OTHER_VERSIONS = ENVIRONMENT | {"packages": {"torch": "2.12.0", "triton": "3.6.0"}}
+
+Edit = Callable[[CheckResult], CheckResult | None]
+
+
+def gradients(tensor: str, dtype: str) -> bool:
+    return tensor.startswith("grad_")
+
+
+def times(factor: float, where: Callable[[str, str], bool] = lambda tensor, dtype: True) -> Callable[[str, str], float]:
+    return lambda tensor, dtype: factor if where(tensor, dtype) else 1.0
+
+
+def edited(report: Report, edit: Edit) -> Report:
+    return replace(report, results=tuple(r for found in report.results if (r := edit(found)) is not None))
+
+
+def one_case(change: Edit, check: str = "gradients") -> Edit:
+    """The edit in a single check of a single case."""
+    return lambda r: change(r) if (r.case, r.check) == ("model[N=3]-bf16-cuda", check) else r
+
+
+def scaled(result: CheckResult, *, value: float = 1.0, bound: float = 1.0) -> CheckResult:
+    """Errors and bounds multiplied; an error in units of its bound by the quotient."""
+    measured = tuple(
+        replace(m, value=m.value * value / bound)
+        if m.unit == "bound"
+        else replace(m, value=m.value * value, bound=m.bound * bound)
+        for m in result.measurements
+    )
+    return replace(result, measurements=measured)
+
+
+def failing(result: CheckResult, **changes: float) -> CheckResult:
+    return replace(scaled(result, **changes), verdict=Verdict.FAIL, reason="too large", meets=())
+
+
+def gate(current: Report, baseline: Report = BASELINE, **options: Any) -> Gate:
+    return hold_against(baseline=baseline, current=current, **options)
+
+
+@pytest.mark.parametrize("n", [1, 4, 11, 30])
+def test_the_rank_test_is_wilcoxons(n: int) -> None:
+    wilcoxon = pytest.importorskip("scipy.stats").wilcoxon
+    draw = np.random.default_rng(n)
+    for shift in (-0.5, 0.0, 1.0):
+        differences = draw.standard_normal(n) + shift
+        right = wilcoxon(differences, alternative="greater", method="exact").pvalue
+        assert signed_rank_p(list(differences)) == pytest.approx(right, abs=1e-12)
+
+
+def test_ties_zeros_and_infinities_are_counted_exactly() -> None:
+    assert signed_rank_p([]) == signed_rank_p([0.0, 0.0]) == 1.0
+    assert signed_rank_p([0.1] * 9) == signed_rank_p([0.0, *[0.1] * 9]) == 2.0**-9
+    assert signed_rank_p([math.inf, 0.1, 0.2]) == 1 / 8
+    # Ranks 1.5, 1.5, 3: the sums 6, 4.5 twice, and so on down to 0.
+    assert signed_rank_p([1.0, -1.0, 2.0]) == 3 / 8
+    assert signed_rank_p([1.0] * 300) == pytest.approx(2.0**-300)
+
+
+def test_the_rank_test_keeps_its_probability() -> None:
+    """Of differences from any symmetric distribution, ties and all."""
+    draw = np.random.default_rng(0)
+    found = [signed_rank_p(list(np.round(draw.standard_t(1.5, 12), 1))) for _ in range(4000)]
+    for rate in (0.01, 0.05, 0.3):
+        share = float(np.mean(np.asarray(found) <= rate))
+        assert rate / 3 < share < rate + 4 * math.sqrt(rate / 4000)
+
+
+def test_holm_rejects_what_bonferroni_does_and_more() -> None:
+    assert holm([0.01, 0.5, 0.02]) == pytest.approx([0.03, 0.5, 0.04])
+    assert holm([0.03, 0.03]) == pytest.approx([0.06, 0.06])
+    assert holm([]) == []
+
+
+def test_an_identical_audit_passes_and_says_that_nothing_changed() -> None:
+    same = gate(BASELINE)
+    assert same.passed and same.changed == 0 and same.errors > 500
+    assert not (same.growths or same.shrunk or same.environment or same.new or same.standards)
+
+
+PAIRS = 200
+
+
+@pytest.mark.parametrize(
+    ("audit", "baseline_inputs", "questions"),
+    [(MODEL, 0, 2), (replace(MODEL, changed=0.4), 0, 2), (MODEL, 1, 4)],
+    ids=["same inputs", "most numbers equal", "other inputs"],
+)
+def test_audits_drawn_anew_raise_no_more_false_alarms_than_stated(
+    audit: SimulatedAudit, baseline_inputs: int, questions: int
+) -> None:
+    """Two questions; where inputs, and so bounds, are others, each of them about errors and about shares of bounds."""
+    alarms = 0
+    for i in range(PAIRS):
+        before = audit.report(2 * i, inputs=100 * i + baseline_inputs)
+        found = gate(audit.report(2 * i + 1, inputs=100 * i, baseline=2 * i), before)
+        assert 0 < found.changed <= found.errors
+        alarms += not found.passed
+    rate = questions * FALSE_ALARM
+    # No more than chance allows at the stated rate: three standard errors.
+    assert alarms <= PAIRS * rate + 3 * math.sqrt(PAIRS * rate * (1 - rate))
+
+
+@pytest.mark.parametrize(
+    ("where", "factor", "least"),
+    [
+        (lambda t, d: True, 1.1, 1.0),
+        (gradients, 1.1, 1.0),
+        (lambda t, d: t == "grad_w", 1.1, 1.0),
+        (lambda t, d: gradients(t, d) and d == "bf16", 1.1, 0.55),
+        (lambda t, d: gradients(t, d) and d == "bf16", 1.3, 0.97),
+        # Of one number a case the size is mostly chance.
+        (lambda t, d: not gradients(t, d), 2.0, 0.93),
+    ],
+    ids=[
+        "everything",
+        "gradients",
+        "one gradient",
+        "gradients of one dtype",
+        "by 30 % in one dtype",
+        "numbers, doubled",
+    ],
+)
+def test_growth_of_ten_per_cent_is_found_where_errors_are_steady(
+    where: Callable[[str, str], bool], factor: float, least: float
+) -> None:
+    found = [gate(replace(MODEL, error=times(factor, where)).report(2 * i + 1), MODEL.report(2 * i)) for i in range(40)]
+    flagged = [g for g in found if any(x.attribution is Attribution.KERNEL_WORSE for x in g.growths)]
+    assert all(not g.passed for g in flagged)
+    # What was measured over 300 pairs, less three standard errors of 40.
+    assert len(flagged) >= 40 * least - 3 * math.sqrt(40 * least * (1 - least))
+
+
+def test_growth_names_the_tensor_the_dtypes_and_the_ratio() -> None:
+    found = gate(replace(MODEL, error=times(1.5, lambda t, d: t == "grad_w")).report(1))
+    (norm,) = (g for g in found.growths if g.drift.what == "grad_w/relative_norm")
+    assert norm.drift.dtype == "every dtype" and norm.attribution is Attribution.KERNEL_WORSE
+    assert norm.drift.ratio == pytest.approx(1.5, rel=0.1) and norm.drift.bound_ratio == pytest.approx(1)
+    assert norm.drift.larger == norm.drift.cases == 40 and norm.drift.p < 1e-8
+    assert not any("grad_x" in g.drift.what for g in found.growths)
+
+
+def test_shrinking_errors_are_told_and_pass() -> None:
+    found = gate(replace(MODEL, error=times(0.7)).report(1))
+    assert found.passed and not found.growths
+    assert {d.what for d in found.shrunk} >= {"grad_x/relative_norm", "grad_w/relative_norm"}
+
+
+MEASURED = "4 × the error of the reference in bf16"
+
+
+@pytest.mark.parametrize(
+    ("source", "attribution"),
+    [(MEASURED, Attribution.REFERENCE_BETTER), (MODEL.source, Attribution.BOUND_TIGHTER)],
+)
+def test_a_bound_that_shrinks_under_an_error_that_does_not_grow_is_not_the_kernels_doing(
+    source: str, attribution: Attribution
+) -> None:
+    """Numbers otherwise the same: a better reference, or a tighter analysis."""
+    before, now = replace(MODEL, source=source), replace(MODEL, source=source, bound=times(0.5))
+    found = gate(now.report(0), before.report(0))
+    assert {g.attribution for g in found.growths} == {attribution}
+    assert found.passed
+    assert all(g.drift.bound_ratio == pytest.approx(0.5) for g in found.growths)
+    # A kernel that got worse as well is not excused by it.
+    worse = gate(replace(now, error=times(1.5)).report(0), before.report(0))
+    assert Attribution.KERNEL_WORSE in {g.attribution for g in worse.growths} and not worse.passed
+
+
+def test_a_looser_bound_does_not_hide_an_error_that_grew() -> None:
+    found = gate(replace(MODEL, error=times(1.3), bound=times(2.0)).report(1))
+    assert {g.attribution for g in found.growths} == {Attribution.KERNEL_WORSE} and not found.passed
+
+
+def test_growth_on_another_device_is_told_and_fails_when_strict() -> None:
+    current = replace(MODEL, error=times(1.5)).report(1, OTHER_DEVICE)
+    for strict in (False, True):
+        found = gate(current, strict=strict)
+        assert {g.attribution for g in found.growths} == {Attribution.DEVICE_NEW}
+        assert found.environment["device name"] == ("NVIDIA H100 80GB HBM3", "NVIDIA H200")
+        assert found.passed is not strict
+
+
+def test_other_versions_are_told_and_excuse_nothing() -> None:
+    found = gate(replace(MODEL, error=times(1.5)).report(1, OTHER_VERSIONS))
+    assert found.environment == {"torch": ("2.11.0", "2.12.0")} and not found.device_new
+    assert {g.attribution for g in found.growths} == {Attribution.KERNEL_WORSE} and not found.passed
+    assert gate(MODEL.report(0, OTHER_VERSIONS)).passed
+
+
+def vacuous(result: CheckResult) -> CheckResult:
+    return replace(result, power=())
+
+
+def raising(result: CheckResult) -> CheckResult:
+    return replace(result, verdict=Verdict.ERROR, measurements=(), reason="the candidate raised")
+
+
+def measured_on_reference(result: CheckResult) -> CheckResult:
+    return replace(result, measurements=tuple(replace(m, bound_source=MEASURED) for m in result.measurements))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "environment", "attribution"),
+    [
+        (lambda r: r, lambda r: failing(r, value=50), ENVIRONMENT, Attribution.KERNEL_WORSE),
+        (lambda r: r, raising, ENVIRONMENT, Attribution.KERNEL_WORSE),
+        (lambda r: r, vacuous, ENVIRONMENT, Attribution.POWER_LOST),
+        (lambda r: r, lambda r: failing(r, bound=0.02), ENVIRONMENT, Attribution.BOUND_TIGHTER),
+        (
+            measured_on_reference,
+            lambda r: failing(measured_on_reference(r), bound=0.02),
+            ENVIRONMENT,
+            Attribution.REFERENCE_BETTER,
+        ),
+        (lambda r: r, lambda r: failing(r, value=50, bound=0.5), ENVIRONMENT, Attribution.KERNEL_WORSE),
+        (lambda r: r, lambda r: failing(r, value=math.nan), ENVIRONMENT, Attribution.KERNEL_WORSE),
+        (lambda r: r, lambda r: failing(r, value=50), OTHER_DEVICE, Attribution.DEVICE_NEW),
+        (lambda r: None, lambda r: failing(r, value=50), ENVIRONMENT, Attribution.CASE_NEW),
+    ],
+    ids=["worse", "raises", "vacuous", "tighter", "reference", "both", "NaN", "device", "new case"],
+)
+def test_a_new_failure_is_attributed(
+    before: Edit, now: Edit, environment: dict[str, object], attribution: Attribution
+) -> None:
+    current = edited(MODEL.report(0, environment), one_case(now))
+    found = gate(current, edited(BASELINE, one_case(before)))
+    (failure,) = found.failures
+    assert failure.attribution is attribution and not found.passed
+    assert (failure.result.case, failure.result.check) == ("model[N=3]-bf16-cuda", "gradients")
+
+
+def test_what_failed_before_is_known_and_what_fails_no_more_is_fixed() -> None:
+    broken = edited(BASELINE, one_case(lambda r: failing(r, value=50)))
+    assert gate(broken, broken).passed and len(gate(broken, broken).known) == 1
+    mended = gate(BASELINE, broken)
+    assert mended.passed and len(mended.fixed) == 1
+
+
+def test_what_vanished_fails_and_what_is_new_does_not() -> None:
+    fewer = edited(BASELINE, one_case(lambda r: None))
+    assert not gate(fewer).passed and [r.check for r in gate(fewer).vanished] == ["gradients"]
+    more = gate(BASELINE, fewer)
+    assert more.passed and [r.check for r in more.new] == ["gradients"]
+    interrupted = replace(BASELINE, environment=ENVIRONMENT | {"audit": {"planned": len(BASELINE.results) + 1}})
+    assert not gate(interrupted).passed and gate(interrupted).unfinished == 1
+
+
+def test_what_can_tell_no_more_fails_when_strict() -> None:
+    silent = edited(BASELINE, one_case(lambda r: replace(r, verdict=Verdict.INCONCLUSIVE, measurements=())))
+    assert gate(silent).passed and not gate(silent, strict=True).passed
+    assert len(gate(silent).undecided) == 1
+    assert not gate(silent, silent).undecided
+
+
+def test_a_standard_that_does_not_decide_and_is_lost_is_told() -> None:
+    precise = edited(BASELINE, one_case(lambda r: replace(r, meets=("precise",))))
+    assert gate(precise).standards == {("eager", Attribution.REFERENCE_BETTER): 1}
+    worse = edited(BASELINE, one_case(lambda r: replace(scaled(r, value=1.2), meets=("precise",))))
+    assert gate(worse).standards == {("eager", Attribution.KERNEL_WORSE): 1}
+    exact = edited(BASELINE, one_case(lambda r: scaled(r, value=0.0)))
+    assert gate(precise, exact).standards == {("eager", Attribution.KERNEL_WORSE): 1}
+    assert gate(precise).passed
+
+
+def test_few_cases_are_said_to_be_few() -> None:
+    few = replace(MODEL, cases=1)
+    found = gate(replace(few, error=times(3.0)).report(1), few.report(0))
+    assert found.passed and not found.enough_cases
+    assert gate(MODEL.report(1)).enough_cases
+
+
+def _less_precise(tensor: Tensor) -> Tensor:
+    """To 22 significant bits: twice to four times the rounding error of float32."""
+    rounded = ((tensor.detach().view(torch.int32) + 2) & -4).view(torch.float32)
+    return tensor + (rounded - tensor.detach())
+
+
+NORM = replace(RMS_NORM, dims=[{"N": 3 + i, "H": 40 + 9 * i} for i in range(12)])
+
+
+def audited(op: Op, offset: int = 0) -> Report:
+    cases = [
+        replace(c, point=replace(c.point, parameters={"eps": 1e-6}), offset=offset)
+        for c in op.cases(profile="quick", dtypes=["fp32"], device="cpu")
+    ]
+    return Report(tuple(audit_case(op, case, check) for case in cases for check in ("forward", "gradients")))
+
+
+def test_a_real_op_with_other_seeds_passes_and_one_less_precise_within_its_bounds_does_not() -> None:
+    before = audited(NORM)
+    anew = gate(audited(NORM, offset=1), before)
+    assert anew.passed and anew.compared == 24 and anew.changed == anew.errors > 90, closing_sentence(anew)
+    rounded = audited(replace(NORM, candidate=rms_norm_with(normed=_less_precise)))
+    assert rounded.ok, "it was to be within its bounds"
+    found = gate(rounded, before)
+    assert not found.passed and {g.attribution for g in found.growths} == {Attribution.KERNEL_WORSE}
+
+
+def command(tmp_path: Path, current: Report, *options: str, baseline: Report = BASELINE) -> tuple[int, Path]:
+    """Exit status of the command line."""
+    current.to_json(tmp_path / "current.json")
+    baseline.to_json(tmp_path / "baseline.json")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["gate", str(tmp_path / "current.json"), "--baseline", str(tmp_path / "baseline.json"), *options])
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code, tmp_path / "gate.json"
+
+
+def test_a_log_has_it_in_ten_lines_and_the_json_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    worse = replace(MODEL, error=times(1.5)).report(1, OTHER_VERSIONS)
+    current = edited(worse, one_case(lambda r: failing(r, value=50)))
+    status, file = command(tmp_path, current, "--json", str(tmp_path / "gate.json"))
+    assert status == 1
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) <= 11 and all(len(line) <= 120 for line in out.splitlines()[:-1]), out
+    for part in (
+        "FAILS",
+        "bf16 N=3: too large",
+        "kernel worse",
+        "GREW",
+        "× 1.",
+        "torch 2.11.0 → 2.12.0",
+        "The gate fails: 1 new failure",
+    ):
+        assert part in out, out
+    document = json.loads(file.read_text(encoding="utf-8"))
+    assert document["schema"] == SCHEMA and document["passed"] is False
+    assert len(document["growths"]) > 3 and document["failures"][0]["attribution"] == "kernel worse"
+    assert Counter(g["attribution"] for g in document["growths"]).keys() == {"kernel worse"}
+
+
+def test_a_gate_that_passes_says_so_in_two_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(tmp_path, BASELINE)[0] == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 2 and "not one of" in out and "The gate passes" in out
+
+
+def document(**changes: object) -> str:
+    result = BASELINE.results[0].to_record()
+    return json.dumps({"schema": "ktonum-report/1", "environment": {}, "results": [result], **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, ("cannot be read", "ktonum audit OP --json FILE")),
+        ("", ("is no JSON", "ktonum audit OP --json FILE")),
+        ("[1, 2", ("is no JSON",)),
+        ("[]", ("is no audit's JSON", "ktonum-report/1")),
+        ('{"schema": "ktonum-gate/1"}', ("is no audit's JSON", "'ktonum-gate/1'")),
+        (document(schema="ktonum-report/2"), ("newer than ktonum-report/1", "upgrade")),
+        (document(results=None), ("is damaged", "environment and results")),
+        (document(results=[]), ("no results", "audit again")),
+        (document(results=[{"case": "x"}]), ("is damaged", "verdict")),
+        (document(results=[{**BASELINE.results[0].to_record(), "verdict": "MAYBE"}]), ("is damaged", "MAYBE")),
+        (document(results=[BASELINE.results[0].to_record()] * 2), ("2 times",)),
+        (
+            document(results=[replace(BASELINE.results[0], case="rope[N=1]-bf16-cuda").to_record()]),
+            ("audits rope", "model", "of the same op"),
+        ),
+        (
+            document(results=[replace(BASELINE.results[0], standard="eager").to_record()]),
+            ("held to eager", "--baseline to precise", "--standard"),
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, words: tuple[str, ...]
+) -> None:
+    BASELINE.to_json(tmp_path / "baseline.json")
+    current = tmp_path / "current.json"
+    if text is not None:
+        current.write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["gate", str(current), "--baseline", str(tmp_path / "baseline.json")])
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2 and captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert all(word in line for word in words), line
+    assert "CURRENT" in line
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of everything in a JSON document."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [*([path] if path else []), *(p for key, item in inner for p in places(item, (*path, key)))]
+
+
+def test_any_single_damage_is_refused_or_harmless(tmp_path: Path) -> None:
+    """Nothing but a `UsageError` leaves, whatever stands where; and a lost measure or remark is no damage."""
+    few = Report((scaled(BASELINE.results[0], value=50), BASELINE.results[1]), ENVIRONMENT)
+    few.to_json(tmp_path / "sound.json")
+    sound = read_report(tmp_path / "sound.json", "CURRENT")
+    text, refused = (tmp_path / "sound.json").read_text(encoding="utf-8"), 0
+    paths = [p for p in places(json.loads(text)) if p[:2] != ("results", 1)]
+    for path in paths:
+        for junk in (None, 3, -1.5, "x", [], {}, [[1]], {"a": 1}):
+            broken = json.loads(text)
+            place = broken
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = junk
+            (tmp_path / "broken.json").write_text(json.dumps(broken), encoding="utf-8")
+            try:
+                found = read_report(tmp_path / "broken.json", "CURRENT")
+                to_record(hold_against(baseline=sound, current=found))
+                to_record(hold_against(baseline=found, current=sound))
+            except UsageError:
+                refused += 1
+    assert refused > len(paths)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--false-alarm", "0"), "is no probability"),
+        (("--json", "no/such/folder/g.json"), "create it first"),
+    ],
+)
+def test_wrong_options_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
+) -> None:
+    assert command(tmp_path, BASELINE, *options)[0] == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_gate_without_a_baseline_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["gate", "current.json"])
+    assert stopped.value.code == 2 and "--baseline" in capsys.readouterr().err
