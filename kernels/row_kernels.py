@@ -87,7 +87,7 @@ def reduce_tiles_kernel(
     nothing (one value a tile) and leaves the product itself as the only source of error.
 
     Also 1 − π(y) = S / (1 + S), ``token_others``; what exponentials of the row are stored relative to, ``row_shift``:
-    ``shift`` (the target's logit), or lse₂ where that is out of reach or TILE_RELATIVE, rounded to the dtype of
+    ``shift`` (the target's logit), or lse₂ where that is out of reach or, rounded up, if TILE_RELATIVE, in the dtype of
     ``shift``; and ``row_factor`` = 2^(row_shift − lse₂) / SLAB_SCALE, which makes probabilities of them. All results
     are float64, (rows,); ``differ``, int32, says for each block of rows whether some tile is relative to another shift.
     """
@@ -126,9 +126,11 @@ def reduce_tiles_kernel(
     logsumexp = tl.where(logit == float("-inf"), maximum + rest, logit + surprise * LOG2_E)
     shift = tl.load(shift_ptr + rows, mask=row_mask, other=0.0)
     far = logsumexp - shift.to(tl.float64) > LARGEST_EXPONENT
+    reach = logsumexp.to(shift.dtype)
     if TILE_RELATIVE:
         far = row_mask
-    row_shift = tl.where(far, logsumexp.to(shift.dtype), shift).to(tl.float64)
+        reach = tl.ceil(reach)
+    row_shift = tl.where(far, reach, shift).to(tl.float64)
     tl.store(row_shift_ptr + rows, row_shift, mask=row_mask)
     factor = tl.exp2(row_shift - logsumexp) / SLAB_SCALE
     tl.store(row_factor_ptr + rows, factor, mask=row_mask)

@@ -39,7 +39,7 @@ def tile_exponentials(
 
     ``z`` is z₂ without the bias, (rows, BLOCK_COLUMNS), and ``shift``, (rows,), is s_t. With STATISTICS every
     (row, tile) has an m of its own, the row's s_t unless the tile's largest exponent would pass LARGEST_EXPONENT, then
-    (and always if TILE_RELATIVE) the largest z₂; m and Σ_v e_tv go to ``tile_shift`` and ``tile_sum``, (column tiles of
+    (and always if TILE_RELATIVE, rounded up) the largest z₂; m and Σ_v e_tv go to ``tile_shift`` and ``tile_sum``, (column tiles of
     the vocabulary, rows). Without it m = s_t.
     """
     wide: tl.constexpr = z.dtype
@@ -56,8 +56,9 @@ def tile_exponentials(
     if STATISTICS:
         largest = tl.max(z, axis=1)
         if TILE_RELATIVE:
-            # A bias of -inf can leave a tile without a finite logit.
-            shift = tl.where(largest == float("-inf"), shift, largest)
+            # Whole numbers, so that what is stored is brought to its row's shift by a power of two and not rounded
+            # again. A bias of -inf can leave a tile without a finite logit.
+            shift = tl.where(largest == float("-inf"), shift, tl.ceil(largest))
         else:
             shift = tl.where(largest - shift > LARGEST_EXPONENT, largest, shift)
     e = tl.exp2(z - shift[:, None])

@@ -47,8 +47,8 @@ class _Block:
     Attributes:
         expected: Flat, float64; 0 where an element is left out.
         tolerance: The largest error granted to each element.
-        sums: Over the elements, over powers of `GrantedErrors.unit`: e², a², c², (a e)², c |e|, with the amplitude a of
-            independent errors, rounding included, and the bound c on coherent ones.
+        sums: Over the elements, over powers of `GrantedErrors.unit`: e², a², c², (a e)², c |e|, r e, with the amplitude a
+            of independent errors, rounding included, the bound c on coherent ones, and the error r of rounding e.
     """
 
     expected: Tensor
@@ -105,9 +105,13 @@ class GrantedErrors:
         by_element = confidence(self.expected.numel())
         tolerance = granted(expected, independent, coherent, self.bound, by_element, self.scale)
         rounding = self.bound.final_rounding(expected)
-        e, i, c, rounding = (t / self.unit for t in (expected, independent, coherent, rounding))
+        # Gradients of half float16's smallest number are rounded to zero, all in one direction: what rounding the right
+        # values does to their projection is known, and no matter of chance.
+        rounded = expected.to(self.bound.dtype).double() - expected
+        rounded = torch.where(rounded.isfinite(), rounded, 0.0)
+        e, i, c, rounding, r = (t / self.unit for t in (expected, independent, coherent, rounding, rounded))
         amplitude, squares = i.square() + rounding.square(), e.square()
-        summed = (squares, amplitude, c.square(), amplitude * squares, c * e.abs())
+        summed = (squares, amplitude, c.square(), amplitude * squares, c * e.abs(), r * e)
         return _Block(expected, tolerance, tuple(torch.stack([t.sum() for t in summed]).tolist()))
 
     def _block(self, actual: Tensor, expected: Tensor, own: Tensor, shared: Tensor) -> tuple[Tensor, _Block]:
@@ -125,7 +129,7 @@ class GrantedErrors:
         count, single = actual.numel(), confidence()
         worst, worst_at = 0.0, 0
         squares = products = 0.0
-        sums = [0.0] * 5
+        sums = [0.0] * 6
         for start, (a, e, i, c) in blocks(actual.detach(), self.expected, self._own, self._shared):
             a, block = a.double(), self._whole
             if block is None:
@@ -143,13 +147,13 @@ class GrantedErrors:
         source, scale = self.bound.source, self.scale
         place_of_worst = element_place(worst_at, actual.shape)
         measurements = [Measurement(f"{name}/element", worst, 1.0, "bound", source, place_of_worst)]
-        norms, variance, coherent_squares, projected_variance, projected_coherent = sums
+        norms, variance, coherent_squares, projected_variance, projected_coherent, projected_rounding = sums
         # Less than that is zero in the tensor's dtype, and has lost its digits here.
         if norms <= torch.finfo(torch.float64).tiny:
             return tuple(measurements)
         norm = math.sqrt(norms)
         in_norm = math.sqrt(variance * (1 + single**2 / count)) + math.sqrt(coherent_squares)
-        projected = single * math.sqrt(projected_variance) + projected_coherent
+        projected = single * math.sqrt(projected_variance) + projected_coherent + abs(projected_rounding)
         of_norm = Measurement(f"{name}/relative_norm", math.sqrt(squares) / norm, scale * in_norm / norm, "1", source)
         of_bias = Measurement(f"{name}/signed_bias", abs(products) / norms, scale * projected / norms, "1", source)
         return (measurements[0], of_norm, of_bias)

@@ -194,3 +194,26 @@ def test_planted_kernel_faults_are_flagged(
         spreads(inputs, config),
     )
     assert objections(found.gradients["weight"], expected.gradients["weight"], spread["weight"])
+
+
+def test_float16_is_rounded_once(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile's exponentials are relative to its maximum first; what brings them to their row's rounds nothing again.
+
+    Where all tokens have the same logits both roundings would be the same for all, and average out in no gradient.
+    """
+    inputs = draw(Recipe(dims=(3, 21, 70, 600), dtype=torch.float16, masked=0.0), device)
+    genuine, errors = launch.row_statistics, []
+
+    def compared(projection: launch.Projection, statistics: launch.RowStatistics, *, slabs: Sequence[Slab]) -> None:
+        genuine(projection, statistics, slabs=slabs)
+        x, w, bias = projection.input, projection.weight, projection.bias
+        assert bias is not None
+        probabilities = torch.nn.functional.linear(x.double(), w.double(), bias.double()).softmax(1)
+        found = slabs[0].exponentials.double() * statistics.factor[:, None]
+        error = (found / probabilities - 1).abs().scatter(1, projection.target[:, None], 0.0)
+        errors.append(float(error.max()) / 2.0**-11)
+
+    monkeypatch.setattr(launch, "row_statistics", compared)
+    fused_linear_kto_loss(tracked(inputs), KTOConfig())
+    # Beside half a unit in the last place, what float32 leaves of logits of order one.
+    assert len(errors) == 1 and 0.9 < errors[0] < 1.01
