@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
+from ktonum.comparison import blocks
 from ktonum.defects import DEFECTS, SIZED_DEFECTS, SizedDefect, Sound
 from ktonum.probe import Probe
 from ktonum.results import Power
@@ -25,10 +26,7 @@ def power_of(probe: Probe, standard: str) -> tuple[Power, ...]:
     A defect is planted in the tensor that the candidate made, and the very measurements of the check are taken again.
     """
     sound = Sound(probe.actual, None if probe.expectation is None else probe.expectation(standard).expected)
-    powers = []
-    for sized in SIZED_DEFECTS:
-        if sized.plant(sound, _LARGEST) is not None:
-            powers.append(Power(f"{probe.name}: {sized.words}", _search(probe, standard, sound, sized)))
+    powers = [power for kind in SIZED_DEFECTS for power in _of_size(probe, standard, sound, kind)]
     for defect in DEFECTS:
         planted = defect.plant(sound)
         # What leaves the tensor as it was is no defect of it.
@@ -39,7 +37,7 @@ def power_of(probe: Probe, standard: str) -> tuple[Power, ...]:
 
 
 def _differs(planted: Tensor, actual: Tensor) -> bool:
-    return bool(((planted != actual) & ~((planted != planted) & (actual != actual))).any())
+    return any(bool(((p != a) & ~((p != p) & (a != a))).any()) for _, (p, a) in blocks(planted, actual))
 
 
 def _use(probe: Probe, standard: str, planted: Tensor) -> float | None:
@@ -47,24 +45,28 @@ def _use(probe: Probe, standard: str, planted: Tensor) -> float | None:
     return max((m.use for m in probe.measure(planted, standard) if not m.within), default=None)
 
 
-def _search(probe: Probe, standard: str, sound: Sound, defect: SizedDefect) -> float | None:
-    """The smallest flagged size to a factor of `_RESOLUTION`; None if there is none."""
-
-    def use(size: float) -> float | None:
-        planted = defect.plant(sound, size)
-        assert planted is not None  # whether a kind applies does not hang on its size
-        return _use(probe, standard, planted)
-
-    largest = use(_LARGEST)
+def _of_size(probe: Probe, standard: str, sound: Sound, kind: SizedDefect) -> Iterator[Power]:
+    """The smallest flagged size to a factor of `_RESOLUTION`; nothing where the kind does not apply."""
+    planted = kind.plant(sound, _LARGEST)
+    if planted is None:
+        return
+    words = f"{probe.name}: {kind.words}"
+    largest = _use(probe, standard, planted)
     if largest is None:
-        return None
+        yield Power(words, None)
+        return
+
+    def flagged(size: float) -> bool:
+        planted = kind.plant(sound, size)
+        return planted is not None and _use(probe, standard, planted) is not None
+
     low, high = _SMALLEST, _LARGEST
     # Errors grow in proportion to the defect: where little is rounded, this size is about the smallest.
     guess = _LARGEST / largest
     for size in (guess * math.sqrt(_RESOLUTION), guess / math.sqrt(_RESOLUTION)):
         if low < size < high:
-            low, high = (size, high) if use(size) is None else (low, size)
-    return _bisected(lambda size: use(size) is not None, low, high)
+            low, high = (low, size) if flagged(size) else (size, high)
+    yield Power(words, _bisected(flagged, low, high))
 
 
 def _bisected(flagged: Callable[[float], bool], low: float, high: float) -> float:

@@ -21,6 +21,7 @@ from ktonum.kernels.kto_laws import KTO_LAWS
 from ktonum.kernels.kto_op import OP
 from ktonum.kernels.reference import ReferenceKTOLoss
 from ktonum.op import Op
+from ktonum.report.powers import PlantedDefect
 from ktonum.results import CheckResult, Verdict
 from ktonum.runner import check_named, run_check
 from ktonum.sampling import Draw
@@ -164,7 +165,8 @@ def test_a_sequence_without_a_loss_is_no_error(reduction: str, dtype: str) -> No
     results = audited(replace(OP, candidate=PlainKTO, sample=_first_sequence_masked, dims=[point]), dtype)
     assert_all_pass(results)
     # Nor is it a hole that any defect would fall into, however small.
-    sizes = [p.size for r in results if r.check == "forward" for p in r.power if "loss" in p.defect.split()]
+    found = [(PlantedDefect.read(p), p.size) for r in results if r.check == "forward" for p in r.power]
+    sizes = [size for defect, size in found if defect.tensor == "loss" and defect.unit]
     assert sizes and all(size is not None and size > 1e-16 for size in sizes)
 
 
