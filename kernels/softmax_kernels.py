@@ -39,8 +39,8 @@ def tile_exponentials(
 
     ``z`` is z₂ without the bias, (rows, BLOCK_COLUMNS), and ``shift``, (rows,), is s_t. With STATISTICS every
     (row, tile) has an m of its own, the row's s_t unless the tile's largest exponent would pass LARGEST_EXPONENT, then
-    (and always if TILE_RELATIVE, rounded up) the largest z₂; m and Σ_v e_tv go to ``tile_shift`` and ``tile_sum``, (column tiles of
-    the vocabulary, rows). Without it m = s_t.
+    the largest z₂ (always if TILE_RELATIVE, and rounded up); m and Σ_v e_tv go to ``tile_shift`` and ``tile_sum``,
+    (column tiles of the vocabulary, rows). Without it m = s_t.
     """
     wide: tl.constexpr = z.dtype
     within = tl.arange(0, BLOCK_COLUMNS)

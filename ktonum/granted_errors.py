@@ -47,8 +47,8 @@ class _Block:
     Attributes:
         expected: Flat, float64; 0 where an element is left out.
         tolerance: The largest error granted to each element.
-        sums: Over the elements, over powers of `GrantedErrors.unit`: e², a², c², (a e)², c |e|, r e, with the amplitude a
-            of independent errors, rounding included, the bound c on coherent ones, and the error r of rounding e.
+        sums: Over the elements, over powers of `GrantedErrors.unit`: e², a², c², (a e)², c |e|, r e, with the amplitude
+            a of independent errors, rounding included, the bound c on coherent ones, and the error r of rounding e.
     """
 
     expected: Tensor
