@@ -55,7 +55,7 @@ class Coefficients:
 def column_sums(weight: Tensor) -> ColumnSums:
     """Of a head, (V, H), any strides."""
     rows, hidden = weight.shape
-    stretches, block_rows, block_hidden = (1, 1024, 256) if INTERPRETED else (64, 16, 256)
+    stretches, block_rows, block_hidden = (1, 512, 256) if INTERPRETED else (64, 16, 256)
     sums = torch.empty((stretches, hidden), dtype=torch.float64, device=weight.device)
     largest = torch.empty_like(sums, dtype=accumulator_dtype(weight.dtype))
     _column_sums_kernel[(stretches, cdiv(hidden, block_hidden))](
@@ -84,7 +84,7 @@ def logit_sums(input: Tensor, columns: ColumnSums, bias: Tensor | None, sound: T
             is not finite where anything is not.
     """
     batch, tokens, hidden = input.shape
-    block_tokens, block_hidden = (128, 256) if INTERPRETED else (16, 256)
+    block_tokens, block_hidden = (64, 256) if INTERPRETED else (16, 256)
     tokens_each = 4096 if INTERPRETED else 128
     stretches, tiles = cdiv(tokens, tokens_each), cdiv(hidden, block_hidden)
     count = batch * stretches * tiles
@@ -106,7 +106,7 @@ def logit_sums(input: Tensor, columns: ColumnSums, bias: Tensor | None, sound: T
             stride_input_hidden=input.stride(2),
             BLOCK_ROWS=block_tokens,
             BLOCK_HIDDEN=block_hidden,
-            BLOCK_STRETCHES=8,
+            BLOCK_STRETCHES=1 if INTERPRETED else 8,
         )
     _logit_sums_kernel[(1,)](
         parts,

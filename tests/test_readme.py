@@ -51,7 +51,7 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 def test_the_readme_shows_code() -> None:
     """What the parametrised tests below run on."""
     assert len(FILES) >= 5 and all(name.endswith(".py") for name in FILES), FILES.keys()
-    assert len(COMMANDS) == 5, COMMANDS
+    assert len(COMMANDS) == 6, COMMANDS
     assert len(SHOWN) == 2, SHOWN
 
 

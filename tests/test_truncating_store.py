@@ -73,7 +73,7 @@ def test_it_is_flagged_in_every_output_and_gradient_and_rounding_in_none() -> No
     assert len(found) == 10 and {"loss", "grad_input", "grad_weight", "grad_bias"} <= set(found)
     assert all(found.values()), found
     for name in ("grad_input", "grad_weight", "grad_bias"):
-        assert f"{name}/bias of 49 draws" in found[name]
+        assert any(m.startswith(f"{name}/bias of ") for m in found[name]), found[name]
     # The loss and the metrics of bf16 inputs are float32.
     right = _flagged(_rounded, lambda output: output)
     assert right.keys() == found.keys() and not any(right.values()), right

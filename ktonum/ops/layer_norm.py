@@ -87,8 +87,9 @@ def _error_model(
     lost = tiny * (1 + (1 + of_terms * r**3) / hidden)
     size = (weighted.abs() + mean_weighted.abs() + through.abs()) * r
     by_weight, by_bias = g * normed, g
+    # The product g ĉ is stored as well, before it is added up.
     weight_variance = (
-        by_weight.square() * (of_r.square() + 9 * s**2) + (g * r * of_mean).square() + (tiny * g).square()
+        by_weight.square() * (of_r.square() + 9 * s**2) + (g * r * of_mean).square() + tiny**2 * (g.square() + 1)
     ).sum(0)
 
     def of_column_sum(terms: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def _error_model(
             shared * (direct + 3 * through_r * mean.abs()) + through_r * of_mean + 2 * lost * x.abs(),
         ),
         "grad_weight": (
-            ((by_weight_squares * (9 * of_r + 13 * s**2) + (tiny * g).square()).sum(0) + columns).sqrt(),
+            ((by_weight_squares * (9 * of_r + 13 * s**2) + tiny**2 * (g.square() + 1)).sum(0) + columns).sqrt(),
             torch.zeros_like(w),
         ),
     }
