@@ -16,14 +16,14 @@ from ktonum.kernels.formula import KTOConfig
 from ktonum.kernels.loss import KernelOptions, fused_linear_kto_loss
 from ktonum.kernels.slabs import Slab
 
-#: Slabs that a forward fills and a backward computes for 600 classes, by path; the last depends on memory to spare.
+#: Slabs that a backward computes for 513 to 768 classes, by path; the last depends on memory to spare.
 COMPUTED = {"stored": 0, "recomputed": 3, "partly stored": 2}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("hidden", [20, 24], ids=["pointers", "descriptors"])
-@pytest.mark.parametrize("vocabulary", [513, 600, 768])
+@pytest.mark.parametrize("vocabulary", [513, 768])
 def test_many_slabs_are_one_slab(
     vocabulary: int, hidden: int, path: str, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,7 +45,7 @@ def test_many_slabs_are_one_slab(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("hidden", [64, 72, 77])
+@pytest.mark.parametrize("hidden", [72, 77])
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_slabs_in_the_memory_of_the_gradient(
     tokens: int, hidden: int, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
