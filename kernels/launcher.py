@@ -13,7 +13,7 @@ __all__ = ["Launcher", "cdiv"]
 
 
 def cdiv(dividend: int, divisor: int) -> int:
-    """⌈dividend / divisor⌉; Triton's own takes the host 8 µs, and a step asks for 28."""
+    """⌈dividend / divisor⌉; Triton's own took an H100's host 8 µs under the profiler, 28 times a step."""
     return -(-dividend // divisor)
 
 
@@ -21,8 +21,8 @@ class Launcher:
     """``Launcher(kernel)[grid](…)`` is ``kernel[grid](…)``, and from the second like it on costs half the host's time.
 
     An H100's host took 22 µs to launch a kernel of six arguments through Triton, 72 when it had not done so for a
-    while, and 13 and 43 through the compiled kernel: a step of 60 ms waits for six launches before its first product, a
-    small one for nineteen.
+    while, and 13 and 43 through the compiled kernel. A step's first product waits for three launches, and a small step
+    for 21.
 
     The compiled kernel is found by what Triton compiles apart: dtypes and alignment of tensors, the block shape of
     descriptors, width and divisibility of integers, values of constants. Where Triton tells less apart, one more launch
