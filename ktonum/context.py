@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ktonum.bounds import Arithmetic, ErrorBound, from_measured_error, unit_roundoff
 from ktonum.cases import Case, torch_dtype
+from ktonum.device_memory import is_out_of_memory
 from ktonum.errors import CandidateError, KtonumError
 from ktonum.evaluation import Evaluation, Run, evaluate, named_outputs, upcast
 from ktonum.gradient_check.function import private_copy
@@ -43,9 +44,11 @@ def candidate_errors() -> Iterator[None]:
     try:
         with refusing_bfloat16_of_the_interpreter():
             yield
-    except (KtonumError, torch.OutOfMemoryError):  # the audit's own tensors take memory, too: not its fault alone
+    except KtonumError:
         raise
     except Exception as error:  # whatever the candidate raises
+        if is_out_of_memory(error):  # the audit's own tensors take memory, too: not its fault alone
+            raise
         raise CandidateError(f"raised {type(error).__name__}: {error}\n{traceback.format_exc()}") from error
 
 

@@ -6,13 +6,13 @@ import time
 import traceback
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ktonum.bounds import STANDARDS
 from ktonum.cases import Case
 from ktonum.checks import Check, Inapplicable, checks_for
 from ktonum.context import CaseContext
+from ktonum.device_memory import is_out_of_memory
 from ktonum.errors import CandidateError, InputError, UsageError
 from ktonum.localisation.localise import Surroundings, localise
 from ktonum.op import Op
@@ -71,9 +71,9 @@ def _judge(check: Check, context: CaseContext, standard: str) -> CheckResult:
         return result(Verdict.ERROR, f"the candidate {first}", rest)
     except InputError as error:
         return result(Verdict.ERROR, f"the candidate refused the case: {error}")
-    except torch.OutOfMemoryError as error:
-        return result(Verdict.INCONCLUSIVE, f"out of device memory while checking: {str(error).splitlines()[0]}")
     except Exception as error:
+        if is_out_of_memory(error):
+            return result(Verdict.INCONCLUSIVE, f"out of device memory while checking: {str(error).splitlines()[0]}")
         return result(Verdict.ERROR, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 

@@ -24,6 +24,7 @@ GRAB_BAGS = {"common", "helper", "helpers", "misc", "util", "utils"}
 #: import each other. A package's own name is its ``__init__``. ``ktonum`` and ``ktonum.kernels`` only hand out names.
 ORDER = (
     "ktonum.errors",
+    "ktonum.device_memory",
     "ktonum.results",
     "ktonum.cases",
     "ktonum.edge_dims",

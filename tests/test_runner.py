@@ -79,6 +79,21 @@ def test_running_out_of_memory_is_inconclusive(name: str, dtype: str) -> None:
     assert "memory" in result.reason and "\n" not in result.reason
 
 
+@pytest.mark.parametrize(
+    "message", ["CUDA error: out of memory\nCUDA kernel errors ...", "Triton Error [CUDA]: out of memory"]
+)
+@pytest.mark.parametrize("name", ["forward", "linearity"])
+def test_so_is_what_the_driver_says_past_the_allocator(name: str, message: str) -> None:
+    result = _run(_raising(RuntimeError(message)), name)
+    assert result.verdict is Verdict.INCONCLUSIVE, result.reason
+    assert "out of memory" in result.reason and "\n" not in result.reason
+
+
+def test_an_error_that_mentions_memory_is_none_of_these() -> None:
+    result = _run(_raising(RuntimeError("the candidate's pool is out of memory")), "forward")
+    assert result.verdict is Verdict.ERROR
+
+
 def test_an_oracle_out_of_memory_is_inconclusive() -> None:
     op = replace(SOFTMAX_LOSS, reference=_raising(torch.OutOfMemoryError("CUDA out of memory.")))
     result = _run(softmax_loss_with(), "forward", op=op)
