@@ -52,7 +52,7 @@ def test_the_readme_shows_code() -> None:
     """What the parametrised tests below run on."""
     assert len(FILES) >= 5 and all(name.endswith(".py") for name in FILES), FILES.keys()
     assert len(COMMANDS) == 6, COMMANDS
-    assert len(SHOWN) == 2, SHOWN
+    assert len(SHOWN) == 3, SHOWN
 
 
 @pytest.mark.parametrize("name", FILES)
