@@ -45,6 +45,9 @@ from ktonum.results import Verdict  # noqa: E402
 BLOCK = 50
 # The largest size of each dim; the smallest is 2, that no law is left without two rows.
 _LARGEST = {"B": 6, "T": 24, "N": 48, "H": 160, "V": 300}
+# In rows of two elements the variance is often below 6e-4, whose r³ = var^(-3/2) overflows float16 when autograd takes
+# the derivative of the reciprocal root: plain LayerNorm's gradient is NaN there, and not correct.
+_SMALLEST_NORMALISED = 8
 # Finite differences take most of a case's time: one float64 case in so many gets them.
 _GRADCHECK_EVERY = 5
 
@@ -72,6 +75,7 @@ def subjects() -> tuple[Subject, ...]:
     """Float32 inside and rounded once, under `precise`; plain PyTorch under `eager`.
 
     torch's LayerNorm and its label smoothing are left out, for they are not correct in 16 bits: see docs/findings.md.
+    Plain LayerNorm in float16 gets no rows below `_SMALLEST_NORMALISED`.
     """
     found = [
         Subject(replace(KTO, candidate=PlainKTO), "precise", "kto, float32 inside"),
@@ -94,6 +98,8 @@ def case_number(number: int) -> tuple[Subject, Op, Case]:
     draw = random.Random(seed_of(f"false alarms {number}"))
     point = draw.choice([p for p in subject.op.points("quick") if not p.dtypes or dtype in p.dtypes])
     dims = {name: draw.randint(2, _LARGEST[name]) for name in point.dims}
+    if subject.label == "layer_norm, plain PyTorch" and dtype == "fp16":
+        dims["H"] = max(dims["H"], _SMALLEST_NORMALISED)
     if number % _GRADCHECK_EVERY:
         point = replace(point, without=tuple({*point.without, "gradcheck"}))
     op = replace(subject.op, dims=[replace(point, dims=dims)])
@@ -157,11 +163,13 @@ def document(blocks: Sequence[Block]) -> str:
         "which take seconds a case in the interpreter, are not among these; the audit's own points and the tests are "
         "theirs.",
         "",
-        "A first run of the first 10,000 cases had six alarms. Four were no false ones: torch's cross-entropy with "
-        "label smoothing overflows in float16 ([findings](findings.md)), and no longer counts as correct. Two were "
-        "holes in the bounds: `kto`'s took the error of a sequence's own coefficient to average out over the elements "
-        "of grad_weight, and `eager` did not grant `cross_entropy` a stored log-sum-exp. Both were closed before this "
-        "run; the cases after the first 10,000 were new to it.",
+        "Earlier runs had alarms. Some were none: torch's cross-entropy with label smoothing overflows in float16 "
+        "([findings](findings.md)), and plain LayerNorm of two elements does where autograd cubes 1 / σ; neither "
+        "counts as correct any more. The others were holes, each closed by what the analysis had left out: "
+        "`kto`'s bound took the error of a sequence's own coefficient to average out over the elements of "
+        "grad_weight; `eager` did not grant `cross_entropy` a stored log-sum-exp; under `eager`, all classes of a "
+        "smoothed loss lose the same among float16's subnormals; and under `autocast` the error of rewards that "
+        "cancel was taken to follow their value. The cases that showed the last two are tests.",
         "",
         "| cases | " + " | ".join(ALL) + " |",
         "|---|" + "---|" * len(ALL),

@@ -269,9 +269,12 @@ class CaseContext:
     def typical_errors(self, stand_in: Callable[..., Any], dtype: torch.dtype) -> dict[str, float]:
         """Relative errors of ``stand_in`` in ``dtype`` by tensor: root mean square over further draws of the inputs.
 
-        One number's own error says little of its size: it may be zero by luck.
+        One number's own error says little of its size: it may be zero by luck. Where an output may cancel to nothing,
+        its error does not follow its value: there it is the errors' root mean square over this draw's value.
         """
         squares: dict[str, list[float]] = {}
+        cancelling = {n: t for n, t in self.oracle.tensors().items() if n in self.op.cancelling}
+        here = {name: float(tensor.double().norm()) for name, tensor in cancelling.items()}
         for i in range(_OTHER_DRAWS):
             inputs = self.redrawn(i).inputs
             runs = [
@@ -281,7 +284,7 @@ class CaseContext:
                 for function, d in ((self.reference, torch.float64), (stand_in, dtype))
             ]
             for name, expected in runs[0].items():
-                norm = float(expected.double().norm())
+                norm = here.get(name) or float(expected.double().norm())
                 error = float((runs[1][name].double() - expected.double()).norm()) if name in runs[1] else 0.0
                 if norm > 0 and math.isfinite(error / norm):
                     squares.setdefault(name, []).append((error / norm) ** 2)

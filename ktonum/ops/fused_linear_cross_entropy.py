@@ -109,7 +109,8 @@ def _shared_by_row(rows: LabelledRows, arithmetic: Arithmetic, weight: Tensor) -
     """What ℓ's error and the stored coefficients do to ∂x = c (Σ_v p_v w_v − Σ_v q_v w_v), (N, H)."""
     s, c = unit_roundoff(arithmetic.stored), rows.coefficients.abs().unsqueeze(1)
     predicted, wanted = (rows.logits.softmax(-1) @ weight).abs(), (rows.target @ weight).abs()
-    return c * (3 * rows.logsumexp_variance(arithmetic).sqrt() * predicted + 2 * s * (predicted + wanted))
+    smoothing = rows.smoothing_underflow(arithmetic) * (len(weight) * predicted + weight.sum(0).abs())
+    return c * (3 * rows.logsumexp_variance(arithmetic).sqrt() * predicted + 2 * s * (predicted + wanted)) + smoothing
 
 
 _PRODUCTION = ("forward", "gradients", "determinism")

@@ -7,7 +7,10 @@ accumulator's and s the stored dtype's roundoff:
 - :math:`\mathrm{var}\,\ell = \sum_v p_v^2 (\alpha_v^2 + u^2 (2 + |z_v - \ell|)^2) + u^2 (V/3 + \ell^2)`, the sum of V
   positive numbers added one by one;
 - a row's loss errs by that, by its target's logit, and by what `eager` stores: the log-probabilities;
-- :math:`\partial z_v = c e_v` errs in each p_v on its own, and by the row's :math:`\ell` in all of them alike.
+- :math:`\partial z_v = c e_v` errs in each p_v on its own, and by the row's :math:`\ell` in all of them alike;
+- under `eager`, autograd of a smoothed loss stores c q_v, one number for all classes but the target's. Among subnormals
+  its rounding is up to :math:`\delta = \min(\eta, c q_v)`, :math:`\eta` half their spacing, the same for all of
+  them; their sum errs by V δ and comes back times p_v. In float16 that was a fifth beyond the bound.
 """
 
 from __future__ import annotations
@@ -90,6 +93,16 @@ class LabelledRows:
             own = own + (unit_roundoff(arithmetic.stored) * distance).square()
         return own
 
+    def smoothing_underflow(self, arithmetic: Arithmetic) -> Tensor:
+        """δ, (N, 1): what the stored c q_v of all classes but the target's may lose among subnormals, all alike."""
+        stored = self.coefficients.abs().unsqueeze(1) * self.smoothing / self.logits.shape[1]
+        return stored.clamp(max=_underflow(arithmetic))
+
+
+def _underflow(arithmetic: Arithmetic) -> float:
+    """η, half the spacing of subnormals: what is stored on the way cannot be nearer."""
+    return torch.finfo(arithmetic.stored).smallest_normal * unit_roundoff(arithmetic.stored)
+
 
 def loss_bounds(rows: LabelledRows, arithmetic: Arithmetic) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(independent, coherent) bounds for the output and for the logits' gradient, see `ktonum.bounds.ErrorBound`."""
@@ -111,13 +124,14 @@ def loss_bounds(rows: LabelledRows, arithmetic: Arithmetic) -> tuple[tuple[Tenso
             2 * s * total / divisor
         ).square()
     p, c = rows.logits.softmax(-1), rows.coefficients.abs().unsqueeze(1)
-    # Half the spacing of subnormals: what is stored on the way cannot be nearer.
-    underflow = torch.finfo(arithmetic.stored).smallest_normal * unit_roundoff(arithmetic.stored)
+    underflow = _underflow(arithmetic)
     independent = c * p * rows.probability_variance(arithmetic).sqrt() + 3 * s * rows.error.abs()
     # In float64: a boolean would make it float32, in which float32's own is zero.
     independent = independent + underflow * (c > 0).to(c.dtype)
     # Where p is far below q, elements are nearly c q, one number for many, and their last rounding is one as well.
     alike = unit_roundoff(arithmetic.operands) * rows.target
     coherent = c * (3 * shared.sqrt().unsqueeze(1) * p + 2 * s * (p + rows.target) + alike)
+    # δ (1 + V p_v)
+    coherent = coherent + rows.smoothing_underflow(arithmetic) * (1 + rows.logits.shape[1] * p)
     output = variance.sqrt()
     return (output, torch.zeros_like(output)), (independent, coherent)
