@@ -270,11 +270,10 @@ class CaseContext:
         """Relative errors of ``stand_in`` in ``dtype`` by tensor: root mean square over further draws of the inputs.
 
         One number's own error says little of its size: it may be zero by luck. Where an output may cancel to nothing,
-        its error does not follow its value: there it is the errors' root mean square over this draw's value.
+        its error need not follow its value: there, at least the errors' own root mean square over this draw's value.
         """
-        squares: dict[str, list[float]] = {}
-        cancelling = {n: t for n, t in self.oracle.tensors().items() if n in self.op.cancelling}
-        here = {name: float(tensor.double().norm()) for name, tensor in cancelling.items()}
+        relative: dict[str, list[float]] = {}
+        absolute: dict[str, list[float]] = {}
         for i in range(_OTHER_DRAWS):
             inputs = self.redrawn(i).inputs
             runs = [
@@ -284,13 +283,23 @@ class CaseContext:
                 for function, d in ((self.reference, torch.float64), (stand_in, dtype))
             ]
             for name, expected in runs[0].items():
-                norm = here.get(name) or float(expected.double().norm())
+                norm = float(expected.double().norm())
                 error = float((runs[1][name].double() - expected.double()).norm()) if name in runs[1] else 0.0
                 if norm > 0 and math.isfinite(error / norm):
-                    squares.setdefault(name, []).append((error / norm) ** 2)
-        return {name: math.sqrt(sum(found) / len(found)) for name, found in squares.items()}
+                    relative.setdefault(name, []).append(error / norm)
+                    absolute.setdefault(name, []).append(error)
+        typical = {name: _root_mean_square(found) for name, found in relative.items()}
+        for name, tensor in self.oracle.tensors().items():
+            if name in self.op.cancelling and name in typical and bool(tensor.any()):
+                here = _root_mean_square(absolute[name]) / float(tensor.double().norm())
+                typical[name] = max(typical[name], here)
+        return typical
 
     @cached_property
     def _single(self) -> Evaluation:
         inputs = upcast(self.inputs, torch.float32)
         return evaluate(self.reference, inputs, differentiable=self.differentiable, upstream=self.upstream)
+
+
+def _root_mean_square(numbers: list[float]) -> float:
+    return math.sqrt(sum(x * x for x in numbers) / len(numbers))

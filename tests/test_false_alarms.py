@@ -18,7 +18,7 @@ from plain_kto import PlainKTO
 from planted import ALL
 from small_ops import RMS_NORM, SOFTMAX_LOSS
 
-from ktonum.cases import Point
+from ktonum.cases import Case, Point
 from ktonum.checks import Inapplicable, checks_for
 from ktonum.context import CaseContext
 from ktonum.kernels.kto_op import OP
@@ -169,7 +169,7 @@ def test_cases_that_once_raised_an_alarm_raise_none(count: ModuleType, number: i
     assert found and not any(found), found
 
 
-def test_the_error_of_what_cancels_is_typical_in_absolute_terms() -> None:
+def test_the_error_of_what_cancels_is_typical_in_absolute_terms_too() -> None:
     op = Op(
         name="total",
         candidate=lambda x: x.sum(),
@@ -179,9 +179,14 @@ def test_the_error_of_what_cancels_is_typical_in_absolute_terms() -> None:
         cancelling=("output",),
     )
     (case,) = op.cases(profile="quick", dtypes=["fp32"], device="cpu")
-    context = CaseContext(op, case)
-    size = float(context.oracle.tensors()["output"].abs())
-    typical = context.typical_errors(lambda x: x.sum() + 1e-3, torch.float32)
-    assert typical["output"] * size == pytest.approx(1e-3, rel=0.05)
-    relative = CaseContext(replace(op, cancelling=()), case).typical_errors(lambda x: x.sum() + 1e-3, torch.float32)
-    assert relative["output"] * size > 1.2e-3  # of sums that happened to be smaller
+
+    def size(case: Case) -> float:
+        return float(CaseContext(op, case).oracle.tensors()["output"].abs())
+
+    def typical(op: Op, case: Case) -> float:
+        return CaseContext(op, case).typical_errors(lambda x: x.sum() + 1e-3, torch.float32)["output"] * size(case)
+
+    by_size = sorted((replace(case, offset=i) for i in range(20)), key=size)
+    plain = replace(op, cancelling=())
+    assert typical(plain, by_size[0]) < 5e-4 and typical(op, by_size[0]) == pytest.approx(1e-3, rel=0.05)
+    assert typical(plain, by_size[-1]) > 1.2e-3 and typical(op, by_size[-1]) == typical(plain, by_size[-1])
