@@ -172,9 +172,9 @@ def document(blocks: Sequence[Block]) -> str:
         "cancel was taken to follow their value. The cases that showed the last two are tests.",
         "",
         "**On fresh cases the count is not zero.** The 10,000 above are those on which the last two holes were closed. "
-        "3,000 further ones (numbers 12,000 to 14,999, 392,680 measurements) had six alarms in two cases, both `kto` in "
-        "fp32 under `precise`: `growth` of `grad_weight` over T with averaged log-probabilities at H = 5 (1.6 of the "
-        "bound), and once more `autocast` of rewards that cancel (1.2). Both are open.",
+        "3,000 further ones (numbers 12,000 to 14,999, 392,680 measurements) had six alarms in two cases, both `kto`, "
+        "in fp32 under `precise`: `growth` of `grad_weight` over T with averaged log-probabilities at H = 5 (1.6 of "
+        "the bound), and once more `autocast` of rewards that cancel (1.2). Both are open.",
         "",
         "| cases | " + " | ".join(ALL) + " |",
         "|---|" + "---|" * len(ALL),
