@@ -173,20 +173,20 @@ JUDGES = (
 )
 
 
-def relative_error(actual: Tensor, oracle: Tensor, floor: Tensor) -> float:
-    """The larger of two ratios: in norm and at the worst element, the error of ``actual`` over that of ``floor``.
+def relative_error(actual: Tensor, oracle: Tensor, *floors: Tensor) -> float:
+    """The larger of two ratios: in norm and at the worst element, the error of ``actual`` over that of ``floors``.
 
-    ``floor`` is a right candidate's tensor; at least one rounding of the oracle to its dtype is granted to it, for its
-    own error may be zero by luck. NaN where they should not be are infinitely wrong.
+    ``floors`` are right candidates' tensors, and the largest of their errors counts; at least one rounding of the
+    oracle to their dtype, for their own errors may be zero by luck. NaN where they should not be are infinitely wrong.
     """
     finite = oracle.isfinite()
     if not bool((actual.isfinite() == finite).all()):
         return math.inf
     expected = torch.where(finite, oracle, 0.0)
-    error, theirs = (torch.where(finite, t.double(), 0.0) - expected for t in (actual, floor))
-    rounding = torch.finfo(floor.dtype).eps / 2 * expected
+    error, *theirs = (torch.where(finite, t.double(), 0.0) - expected for t in (actual, *floors))
+    rounding = torch.finfo(floors[0].dtype).eps / 2 * expected
     ratios = [0.0]
     for size in (lambda t: float(t.norm()), lambda t: float(t.abs().max()) if t.numel() else 0.0):
-        granted = max(size(theirs), size(rounding))
+        granted = max(size(t) for t in (*theirs, rounding))
         ratios.append(size(error) / granted if granted > 0 else math.inf if size(error) > 0 else 0.0)
     return max(ratios)

@@ -9,7 +9,8 @@ c = ∂L/∂log π_i and the bracket e_tv = 1[v = y_t] − p_tv, with u_a the ac
 - coefficients: |δc_i| ≤ |c_i| ρ_i with ρ_i = |∂ log c / ∂ r| times the log-ratio's amplitude, shared by the sequence;
 - ∂L/∂x_t = c Σ_v e_tv w_v and ∂L/∂w_v = Σ_t c e_tv x_t: one rounding of each 16-bit operand, p's error from its logit
   and from the log-sum-exp, the coefficient's, and the accumulation over V or over N, whose partial sums may be those of
-  the softmax's part alone, the targets' terms being added apart. `eager` stores c e_tv in the dtype under audit: where
+  the softmax's part alone, the targets' terms being added apart, and over N those of all sequences that pull one way.
+  `eager` stores c e_tv in the dtype under audit: where
   p is small that rounds c_i alike for a whole sequence, and in float16 it underflows.
 
 Magnitudes are wanted to a few digits only: float64 on a CPU, float32 on a GPU.
@@ -29,7 +30,7 @@ from ktonum.bounds import Arithmetic, amplitude, unit_roundoff
 from ktonum.evaluation import Evaluation
 from ktonum.kernels.formula import METRICS, KTOConfig, kl_estimate, kto_losses, reduce_losses
 from ktonum.kernels.gradient_errors import gradient_bounds
-from ktonum.kernels.logit_errors import ScoredTokens, SequenceErrors, analysed_sequences
+from ktonum.kernels.logit_errors import IN_SEQUENCE, ScoredTokens, SequenceErrors, analysed_sequences
 from ktonum.kernels.validation import KTOInputs
 
 __all__ = ["kto_error_model"]
@@ -154,18 +155,31 @@ def _output_bounds(
     else:
         factor = weights[config.reduction]
         bounds = {"loss": (factor * amplitude(own.sum()), factor * shared.sum())}
-    # Added pairwise: a rounding at each level, of partial sums that are Σ z² together, or Σ z where all have one sign.
-    logits = policy.logit_squares + policy.logit_sum.square()
-    logit_sums = policy.logit_variance + u**2 * logits * math.log2(2 + t.target.numel())
-    logit_sums = logit_sums + (stored * policy.logit_sum).square()  # `eager` may store the sums, too
     quantities = {
         "logps": (policy.variance, truncation * policy.shift.abs()),
-        "logits": (logit_sums, torch.zeros_like(logit_sums)),
         "rewards": (config.beta**2 * ratio_variance, abs(config.beta) * ratio_shift),
     }
     for name in METRICS:
         side, quantity, _ = name.split("_")
         chosen = t.preference_labels if side == "chosen" else ~t.preference_labels
-        variance, shift = quantities[quantity]
-        bounds[name] = (amplitude((chosen * variance).sum()), (chosen * shift).sum())
+        if quantity == "logits":
+            variance = _logit_sum_variance(policy, chosen, t.target.shape[1] * t.weight.shape[0], (u, stored))
+            bounds[name] = (amplitude(variance), torch.zeros_like(variance))
+        else:
+            variances, shift = quantities[quantity]
+            bounds[name] = (amplitude((chosen * variances).sum()), (chosen * shift).sum())
     return bounds
+
+
+def _logit_sum_variance(policy: SequenceErrors, chosen: Tensor, each: int, roundoffs: tuple[float, float]) -> Tensor:
+    """Of the sum of all logits of the chosen sequences, ``each`` of every one.
+
+    Added in stretches of `IN_SEQUENCE`, and their sums in stretches again: the last one's partial sums are those of the
+    whole, and the squares of the terms count once for each level. `eager` may store the sums, too.
+    """
+    u, stored = roundoffs
+    terms = max(1, int(chosen.sum()) * each)
+    levels = math.ceil(math.log(terms, IN_SEQUENCE)) or 1
+    total, squares = (chosen * policy.logit_sum.abs()).sum(), (chosen * policy.logit_squares).sum()
+    adding = u**2 * min(terms, IN_SEQUENCE) * (total.square() / 3 + levels * squares / 6)
+    return adding + (chosen * policy.logit_variance).sum() + (stored * total).square()

@@ -15,7 +15,7 @@ from ktonum.kernels.logit_errors import ScoredTokens, analysed_tokens
 __all__ = ["gradient_bounds"]
 
 # What is summed over tokens, and over sequences.
-_SUMS = ("squares", "variance", "coherent", "own", "softmax")
+_SUMS = ("variance", "coherent", "own", "rises", "softmax", "softmax rises", "sequence", "sequence softmax")
 
 
 def gradient_bounds(
@@ -38,20 +38,25 @@ def gradient_bounds(
     # Half the spacing of subnormals, which a stored c e_tv cannot fall below; relative to u, as `squares` are.
     underflow = (torch.finfo(arithmetic.stored).smallest_normal * torch.finfo(arithmetic.stored).eps / 2) ** 2 / operand
     u = unit_roundoff(arithmetic.accumulator)
+    scattered = u**2 * rows / 6  # of `summation_variance`: what it grants the terms' squares
     input_variance = torch.zeros(head.input.shape, dtype=work, device=device)
     input_coherent = torch.zeros_like(input_variance)
-    # Five sums over tokens: with x, and with 1 in x's place for the bias.
+    # Sums over tokens: with x, and with 1 in x's place for the bias.
     x_sums = {k: torch.zeros(vocabulary, hidden, dtype=work, device=device) for k in _SUMS}
     b_sums = {k: torch.zeros(vocabulary, dtype=work, device=device) for k in _SUMS}
-    sequence_x, sequence_b = torch.zeros_like(x_sums["squares"]), torch.zeros_like(b_sums["squares"])
     sequence = 0
 
     def close_sequence() -> None:
-        # c_i's error multiplies the sequence's whole contribution, and does not average out over its elements.
-        for sums, total in ((x_sums, sequence_x), (b_sums, sequence_b)):
+        for sums in (x_sums, b_sums):
+            total, softmax = sums["sequence"], sums["sequence softmax"]
+            # c_i's error multiplies the sequence's whole contribution, and does not average out over its elements.
             sums["own"].addcmul_(total, total, value=float(own[sequence] ** 2))
             sums["coherent"].add_(total.abs(), alpha=float(shared[sequence]))
+            sums["rises"].add_(total.clamp(min=0))
+            sums["softmax rises"].add_(softmax.clamp(min=0))
+            sums["softmax"].add_(softmax)
             total.zero_()
+            softmax.zero_()
 
     for chunk in analysed_tokens(head, config.ignore_index, arithmetic):
         if chunk.sequence != sequence:
@@ -65,44 +70,49 @@ def gradient_bounds(
         p_variance = (c * chunk.p).square() * chunk.variance
         x2 = chunk.x.square()
         gradient = c * (e @ weight)
+        expected_weight = c * weight[chunk.y] - gradient  # c Σ_v p_v w_v: what has been added before the target's term
+        partial = torch.maximum(gradient.abs(), expected_weight.abs())
         roundings = squares @ squared_weight
         input_variance[sequence, chunk.rows] = (
             operand * roundings
             + p_variance @ squared_weight
-            + summation_variance(vocabulary, gradient, roundings, arithmetic.accumulator)
+            + summation_variance(vocabulary, partial, roundings, arithmetic.accumulator)
         )
-        expected_weight = c * weight[chunk.y] - gradient  # c Σ_v p_v w_v
         input_coherent[sequence, chunk.rows] = (
             3 * chunk.logsumexp_variance.sqrt().unsqueeze(1) * expected_weight.abs()
             + (3 * own[sequence] + shared[sequence] + arithmetic.truncation(vocabulary)) * gradient.abs()
         )
         p_variance += (c * chunk.p).square() * chunk.logsumexp_variance.unsqueeze(1)
-        x_sums["squares"] += squares.T @ x2
-        x_sums["variance"] += p_variance.T @ x2
-        x_sums["softmax"].addmm_((c * chunk.p).T, chunk.x)
-        b_sums["softmax"] += (c * chunk.p).sum(0)
-        b_sums["squares"] += squares.sum(0)
-        b_sums["variance"] += p_variance.sum(0)
-        sequence_x.addmm_((c * e).T, chunk.x)
-        sequence_b.add_((c * e).sum(0))
+        # The weight's products round both operands, the bias's sum one.
+        x_sums["variance"] += (p_variance + (2 * operand + scattered) * squares).T @ x2
+        b_sums["variance"] += (p_variance + (operand + scattered) * squares).sum(0)
+        x_sums["sequence"].addmm_((c * e).T, chunk.x)
+        b_sums["sequence"].add_((c * e).sum(0))
+        x_sums["sequence softmax"].addmm_((c * chunk.p).T, chunk.x)
+        b_sums["sequence softmax"].add_((c * chunk.p).sum(0))
     close_sequence()
     for sums in (x_sums, b_sums):
         sums["coherent"].add_(sums["own"].sqrt(), alpha=confidence())
 
-    def assembled(name: str, sums: Mapping[str, Tensor], roundings: float) -> tuple[Tensor, Tensor]:
-        total = oracle.gradients[name]
-        assert total is not None  # asked for only where the oracle has a gradient
+    def accumulated(total: Tensor, rises: Tensor) -> Tensor:
+        # Sequences pull either way, each in a stretch: all that pull one way may have been added before the others.
+        peak = torch.maximum(rises, rises - total)
+        return summation_variance(rows, total, torch.zeros_like(total), arithmetic.accumulator, peak=peak)
+
+    def assembled(name: str, sums: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        exact = oracle.gradients[name]
+        assert exact is not None  # asked for only where the oracle has a gradient
+        total = exact.to(work)
         # The targets' terms may be added apart: what has been added before them is the softmax's part alone.
-        partial = torch.maximum(total.to(work).abs(), sums["softmax"].abs())
-        accumulation = summation_variance(rows, partial, sums["squares"], arithmetic.accumulator)
-        variance = roundings * operand * sums["squares"] + sums["variance"] + accumulation
-        return amplitude(variance), sums["coherent"] + (arithmetic.truncation(rows) + u) * total.abs().to(work)
+        of_softmax = accumulated(sums["softmax"], sums["softmax rises"])
+        variance = sums["variance"] + torch.maximum(accumulated(total, sums["rises"]), of_softmax)
+        return amplitude(variance), sums["coherent"] + (arithmetic.truncation(rows) + u) * total.abs()
 
     bounds = {}
     if oracle.gradients.get("input") is not None:
         bounds["grad_input"] = (amplitude(input_variance), input_coherent)
     if oracle.gradients.get("weight") is not None:
-        bounds["grad_weight"] = assembled("weight", x_sums, 2.0)
+        bounds["grad_weight"] = assembled("weight", x_sums)
     if oracle.gradients.get("bias") is not None:
-        bounds["grad_bias"] = assembled("bias", b_sums, 1.0)
+        bounds["grad_bias"] = assembled("bias", b_sums)
     return bounds

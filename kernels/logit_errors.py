@@ -12,13 +12,13 @@ from torch import Tensor
 from ktonum.bounds import Arithmetic, summation_variance, unit_roundoff
 from ktonum.kernels.formula import KTOConfig, sequence_means
 
-__all__ = ["ScoredTokens", "SequenceErrors", "TokenErrors", "analysed_sequences", "analysed_tokens"]
+__all__ = ["IN_SEQUENCE", "ScoredTokens", "SequenceErrors", "TokenErrors", "analysed_sequences", "analysed_tokens"]
 
 # Logits analysed at a time: half a dozen buffers of this many numbers are alive at once.
 _LOGITS_AT_ONCE = 2**26
-# Entries of the softmax denominator that an implementation may add one by one in the accumulator's dtype; beyond that
-# it is expected to add partial sums.
-_EXPONENTIALS_IN_SEQUENCE = 1024
+#: Entries of the softmax denominator, and logits of a metric, that an implementation may add one by one in the
+#: accumulator's dtype; beyond that it is expected to add partial sums.
+IN_SEQUENCE = 1024
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def analysed_tokens(head: ScoredTokens, ignore_index: int, arithmetic: Arithmeti
             variance += (arithmetic.truncation(hidden) * products).square()
             p = logits.softmax(-1)
             # Σ_v exp(z_v − m) added up in stretches; each exponential errs by the rounding of its argument too.
-            adding = min(vocabulary, _EXPONENTIALS_IN_SEQUENCE) / 3 + vocabulary / _EXPONENTIALS_IN_SEQUENCE / 3
+            adding = min(vocabulary, IN_SEQUENCE) / 3 + vocabulary / IN_SEQUENCE / 3
             logsumexp = logits.logsumexp(-1, keepdim=True)
             argument = (p * (2 + (logits - logsumexp).abs())).square().sum(-1)
             logsumexp_variance = (p.square() * variance).sum(-1) + u**2 * (adding + argument + logsumexp.square()[:, 0])

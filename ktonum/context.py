@@ -16,6 +16,7 @@ from torch import Tensor
 from ktonum.bounds import Arithmetic, ErrorBound, from_measured_error, unit_roundoff
 from ktonum.cases import Case, torch_dtype
 from ktonum.device_memory import is_out_of_memory
+from ktonum.drawn_errors import drawn_errors, typical_errors
 from ktonum.errors import CandidateError, KtonumError
 from ktonum.evaluation import Evaluation, Run, evaluate, named_outputs, upcast
 from ktonum.gradient_check.function import private_copy
@@ -266,40 +267,17 @@ class CaseContext:
     def _single_errors(self) -> dict[str, float]:
         return self.typical_errors(self.reference, torch.float32)
 
-    def typical_errors(self, stand_in: Callable[..., Any], dtype: torch.dtype) -> dict[str, float]:
-        """Relative errors of ``stand_in`` in ``dtype`` by tensor: root mean square over further draws of the inputs.
+    def further_runs(self, count: int) -> list[Run]:
+        """The case's run on ``count`` further draws of the inputs."""
+        return [self.redrawn(i).run for i in range(count)]
 
-        One number's own error says little of its size: it may be zero by luck. Where an output may cancel to nothing,
-        its error need not follow its value: there, at least the errors' own root mean square over this draw's value.
-        """
-        relative: dict[str, list[float]] = {}
-        absolute: dict[str, list[float]] = {}
-        for i in range(_OTHER_DRAWS):
-            inputs = self.redrawn(i).inputs
-            runs = [
-                evaluate(
-                    function, upcast(inputs, d), differentiable=self.differentiable, upstream=self.upstream
-                ).tensors()
-                for function, d in ((self.reference, torch.float64), (stand_in, dtype))
-            ]
-            for name, expected in runs[0].items():
-                norm = float(expected.double().norm())
-                error = float((runs[1][name].double() - expected.double()).norm()) if name in runs[1] else 0.0
-                if norm > 0 and math.isfinite(error / norm):
-                    relative.setdefault(name, []).append(error / norm)
-                    absolute.setdefault(name, []).append(error)
-        typical = {name: _root_mean_square(found) for name, found in relative.items()}
-        for name, tensor in self.oracle.tensors().items():
-            if name in self.op.cancelling and name in typical and bool(tensor.any()):
-                here = _root_mean_square(absolute[name]) / float(tensor.double().norm())
-                typical[name] = max(typical[name], here)
-        return typical
+    def typical_errors(self, stand_in: Callable[..., Any], dtype: torch.dtype) -> dict[str, float]:
+        """Relative errors of ``stand_in`` in ``dtype`` by tensor over further draws, see `ktonum.drawn_errors`."""
+        runs = self.further_runs(_OTHER_DRAWS)
+        errors = drawn_errors(stand_in, dtype, reference=self.reference, runs=runs, differentiable=self.differentiable)
+        return typical_errors(errors, here=self.oracle.tensors(), cancelling=self.op.cancelling)
 
     @cached_property
     def _single(self) -> Evaluation:
         inputs = upcast(self.inputs, torch.float32)
         return evaluate(self.reference, inputs, differentiable=self.differentiable, upstream=self.upstream)
-
-
-def _root_mean_square(numbers: list[float]) -> float:
-    return math.sqrt(sum(x * x for x in numbers) / len(numbers))

@@ -143,6 +143,13 @@ class LogitsRounded(PlainKTO):
         return rounded(torch.bfloat16)(super().logits(x, weight, bias))
 
 
+class LogpsLeftToAutocast(PlainKTO):
+    """Takes logits for float32, which under autocast on a CPU are bfloat16, as is then all that comes of them."""
+
+    def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.nn.functional.linear(x, weight, bias)
+
+
 class SummedInBF16(PlainKTO):
     """The weight's gradient, added up over the sequences."""
 
@@ -381,5 +388,6 @@ DEFECTS = (
     Defect("loss alone returned", LossAlone, MODEL, EVERY, breaks=True),
     Defect("loss detached", LossDetached, MODEL, ("gradients",), breaks=True),
     Defect("loss detached, by differences", LossDetached, MODEL, ("gradcheck",)),
+    Defect("log-probabilities left to autocast", LogpsLeftToAutocast, MODEL, ("autocast",), ("fp32",)),
     Defect("raises", Raises, MODEL, EVERY, breaks=True),
 )

@@ -87,6 +87,24 @@ def test_summation_variance_is_that_of_sequential_sums(data: str, terms: int) ->
     assert float(np.abs(error).max()) < confidence(300) * predicted
 
 
+@pytest.mark.parametrize("rising", [0.5, 0.6, 0.9])
+def test_summation_variance_of_stretches_of_either_sign_knows_their_peak(rising: float) -> None:
+    # KTO's desirable sequences pull one way, and the undesirable ones behind them the other.
+    n, generator = 4096, np.random.default_rng(7)
+    first = int(rising * n)
+    sign = np.where(np.arange(n) < first, 1.0, -first / (n - first) * 0.8)
+    orders = (generator.random((300, n)) * sign).astype(np.float32)
+    exact = orders.astype(np.float64)
+    error = _added_one_by_one(orders) - exact.sum(1)
+    total, squares = (torch.from_numpy(t) for t in (exact.sum(1), (exact**2).sum(1)))
+    peak = torch.from_numpy(exact[:, :first].sum(1))
+    knowing = summation_variance(n, total, squares, torch.float32, peak=peak)
+    unknowing = summation_variance(n, total, squares, torch.float32)
+    rms = math.sqrt(float((error**2).mean()))
+    assert 0.25 < rms / math.sqrt(float(knowing.mean())) < 0.62
+    assert rms > 1.2 * math.sqrt(float(unknowing.mean()))
+
+
 def test_summation_variance_tells_one_sign_from_zero_mean() -> None:
     # The plain bound n u Σ|t| does not: it is √n too large for zero mean.
     n = 10_000

@@ -226,12 +226,23 @@ def multiply_add_bound(product: Tensor, addend: Tensor, roundoff: float, *, fuse
     return once if fused else once + roundoff * (1 + roundoff) * product.abs()
 
 
-def summation_variance(terms: float, total: Tensor, squares: Tensor, dtype: torch.dtype) -> Tensor:
+def summation_variance(
+    terms: float, total: Tensor, squares: Tensor, dtype: torch.dtype, *, peak: Tensor | None = None
+) -> Tensor:
     """Σ_k (u s_k)² for ``terms`` numbers added one by one in ``dtype``: `sum_amplitude` squared, where n is large.
 
     For partial sums of 1 to n terms in random order Σ_k E s_k² ≈ n (S²/3 + Q/6). The first rules for numbers of one
     sign, the second for mean zero; bounds that put Σ|t_i| in place of every |s_k| are √n too large for mean zero.
-    ``terms`` need not be whole here.
+    Terms that come in stretches of either sign add up to a peak P ≥ |S| on the way. Going straight from 0 to P and on
+    to S, partial sums have a mean square of P²/3 before and (P² + P S + S²)/3 after it: the larger is taken.
+
+    Args:
+        terms: n; need not be whole.
+        total: S.
+        squares: Q, the sum of the terms' squares.
+        dtype: What sums are accumulated in.
+        peak: P, for terms in stretches; None for terms in random order.
     """
     u = torch.finfo(dtype).eps / 2
-    return u**2 * terms * (total.square() / 3 + squares / 6)
+    walked = total.square() if peak is None else peak.square() + peak * total.abs() + total.square()
+    return u**2 * terms * (walked / 3 + squares / 6)

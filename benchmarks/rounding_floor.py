@@ -1,0 +1,117 @@
+"""How wrong a right implementation may be: the same formula with every sum and every function at its worst.
+
+One right implementation's error is small by luck, above all in float64, where it repeats the oracle operation by
+operation. Another adds in another order, on another library's functions. `AtItsLimits` makes of any PyTorch code one
+that adds one by one in its own dtype, and whose functions err by what `ktonum.bounds.FUNCTION_ERROR` grants them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ktonum.bounds import FUNCTION_ERROR, unit_roundoff
+from ktonum.cases import seed_of
+
+__all__ = ["AtItsLimits"]
+
+_aten = torch.ops.aten
+#: Reductions that PyTorch adds up in another order.
+_WIDE = (torch.float32, torch.float64)
+
+
+def _one_by_one(terms: Tensor) -> Tensor:
+    """Σ over the last dim, each partial sum rounded. NumPy's accumulate keeps the dtype; torch's cumsum is wider."""
+    if not terms.shape[-1]:
+        return terms.sum(-1)
+    return torch.from_numpy(np.add.accumulate(terms.detach().numpy(), axis=-1)[..., -1].copy())
+
+
+def _sum(t: Tensor, dims: Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    t = t if dtype is None else t.to(dtype)
+    over = [d % t.ndim for d in dims] if dims else list(range(t.ndim))
+    kept = [d for d in range(t.ndim) if d not in over]
+    added = _one_by_one(t.permute(*kept, *over).reshape(*(t.shape[d] for d in kept), -1))
+    return added.reshape([1 if d in over else t.shape[d] for d in range(t.ndim)]) if keepdim else added
+
+
+def _mean(t: Tensor, dims: Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    added = _sum(t, dims, keepdim, dtype=dtype)
+    return added / (t.numel() // max(1, added.numel()))
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b for matrices, or batches of them."""
+    return _one_by_one(a.unsqueeze(-2) * b.transpose(-1, -2).unsqueeze(-3))
+
+
+def _product_added(added: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    return beta * added + alpha * _product(a, b)
+
+
+class AtItsLimits(TorchDispatchMode):
+    """Within: sums one by one, functions as wrong as granted.
+
+    Args:
+        name: Seeds the functions' errors.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._generator = torch.Generator().manual_seed(seed_of(f"at its limits: {name}"))
+        self._handlers: Mapping[Any, Callable[..., Tensor]] = {
+            _aten.sum.default: _sum,
+            _aten.sum.dim_IntList: _sum,
+            _aten.mean.default: _mean,
+            _aten.mean.dim: _mean,
+            _aten.mm.default: _product,
+            _aten.bmm.default: _product,
+            _aten.addmm.default: _product_added,
+            _aten.exp.default: self._wrong(torch.exp),
+            _aten.log.default: self._wrong(torch.log),
+            _aten.rsqrt.default: self._wrong(torch.rsqrt),
+            _aten.sigmoid.default: self._wrong(torch.sigmoid),
+            _aten.logsumexp.default: self._logsumexp,
+            _aten._log_softmax.default: self._log_softmax,
+            _aten._log_softmax_backward_data.default: self._log_softmax_backward,
+            _aten._softmax.default: lambda x, dim, half_to_float: self._log_softmax(x, dim, half_to_float).exp(),
+        }
+        self.handled: set[Any] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        handler = self._handlers.get(func)
+        first = next((a for a in args if isinstance(a, Tensor)), None)
+        if handler is None or first is None or first.dtype not in _WIDE:
+            return func(*args, **(kwargs or {}))
+        self.handled.add(func)
+        return handler(*args, **(kwargs or {}))
+
+    def _wrong(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def wrong(tensor: Tensor) -> Tensor:
+            exact = function(tensor.double())
+            share = torch.rand(exact.shape, generator=self._generator, dtype=torch.float64) * 2 - 1
+            # Rounding the result takes one u of what is granted.
+            return (exact + share * (FUNCTION_ERROR - 1) * unit_roundoff(tensor.dtype) * exact).to(tensor.dtype)
+
+        return wrong
+
+    def _logsumexp(self, x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
+        largest = x.amax(dims, keepdim=True)
+        added = _sum(self._wrong(torch.exp)(x - largest), dims, True)
+        result = largest + self._wrong(torch.log)(added)
+        return result if keepdim else result.squeeze(tuple(dims))
+
+    def _log_softmax(self, x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+        return x - self._logsumexp(x, [dim], True)
+
+    def _log_softmax_backward(self, gradient: Tensor, output: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+        # A smoothed loss's gradients are one number for all classes but one. Added one by one they err alike, in
+        # proportion to V: nobody adds them so, and no standard grants it.
+        return gradient - self._wrong(torch.exp)(output) * gradient.sum(dim, keepdim=True)
