@@ -31,6 +31,7 @@ ORDER = (
     "ktonum.environment",
     "ktonum.sampling",
     "ktonum.evaluation",
+    "ktonum.drawn_errors",
     "ktonum.differences",
     "ktonum.comparison",
     "ktonum.layouts",
