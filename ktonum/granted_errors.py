@@ -155,5 +155,6 @@ class GrantedErrors:
         in_norm = math.sqrt(variance * (1 + single**2 / count)) + math.sqrt(coherent_squares)
         projected = single * math.sqrt(projected_variance) + projected_coherent + abs(projected_rounding)
         of_norm = Measurement(f"{name}/relative_norm", math.sqrt(squares) / norm, scale * in_norm / norm, "1", source)
-        of_bias = Measurement(f"{name}/signed_bias", abs(products) / norms, scale * projected / norms, "1", source)
+        in_projection = scale * (projected / norms + abs(self.bound.bias))
+        of_bias = Measurement(f"{name}/signed_bias", abs(products) / norms, in_projection, "1", source)
         return (measurements[0], of_norm, of_bias)

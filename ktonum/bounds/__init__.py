@@ -7,7 +7,7 @@ order, `exponentials` log-sum-exp and softmax, `standards` what an audit grants.
 from __future__ import annotations
 
 from ktonum.bounds.constants import FALSE_ALARM, confidence, gamma, probabilistic_gamma
-from ktonum.bounds.exponentials import FUNCTION_ERROR, ShiftedExponentials
+from ktonum.bounds.exponentials import FUNCTION_BIAS, FUNCTION_ERROR, ShiftedExponentials
 from ktonum.bounds.formats import BF16, E4M3, E5M2, FORMATS, FP16, FP32, FP64, TF32, Format
 from ktonum.bounds.standards import (
     STANDARDS,
@@ -42,6 +42,7 @@ __all__ = [
     "FP16",
     "FP32",
     "FP64",
+    "FUNCTION_BIAS",
     "FUNCTION_ERROR",
     "PAIRWISE",
     "SEQUENTIAL",

@@ -90,12 +90,14 @@ class ErrorBound:
         coherent: Bound on errors that elements share, ≥ 0, same shape.
         dtype: What the tensor is rounded to in the end.
         source: Where the bound comes from, for the report.
+        bias: What is granted of the whole tensor besides: ⟨error, expected⟩ over ‖expected‖².
     """
 
     independent: Tensor
     coherent: Tensor
     dtype: torch.dtype
     source: str
+    bias: float = 0.0
 
     def final_rounding(self, expected: Tensor) -> Tensor:
         """Half a unit in the last place at ``expected``, which rounding to nearest cannot exceed; flat, float64."""

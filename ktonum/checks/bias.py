@@ -56,7 +56,9 @@ def _pooled(name: str, cases: Sequence[CaseContext], tensors: Sequence[Tensor]) 
     def bound(standard: str) -> ErrorBound:
         parts = [case.bounds(standard)[name] for case in cases]
         independent, coherent = _joined([p.independent for p in parts]), _joined([p.coherent for p in parts])
-        return replace(parts[0], independent=independent, coherent=coherent)
+        squares = [_finite_square(case.oracle.tensors()[name]) for case in cases]
+        bias = sum(p.bias * square for p, square in zip(parts, squares, strict=True)) / (sum(squares) or 1.0)
+        return replace(parts[0], independent=independent, coherent=coherent, bias=bias)
 
     end_to_end = bounded_probe(name, actual=actual, expected=expected, bound=bound, enough=2)
 
@@ -73,6 +75,10 @@ def _pooled(name: str, cases: Sequence[CaseContext], tensors: Sequence[Tensor]) 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([t.detach().reshape(-1) for t in tensors])
+
+
+def _finite_square(tensor: Tensor) -> float:
+    return float(tensor.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).square().sum())
 
 
 def _standard_error(actual: Tensor, expected: Tensor, draws: int) -> float:

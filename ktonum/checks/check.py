@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -88,9 +88,9 @@ def bound_or_plain(context: CaseContext, name: str, standard: str) -> ErrorBound
         anything = torch.full_like(expected, math.inf)
         return ErrorBound(anything, anything, own.dtype, f"the reference in {context.case.dtype} overflows")
     measured, _ = from_measured_error(actual=plain, expected=expected, scale=MEASURED_SCALE)
-    return ErrorBound(
-        torch.maximum(own.independent.double(), measured),
-        torch.maximum(own.coherent.double(), measured),
-        own.dtype,
-        f"{own.source}, or {MEASURED_SCALE:g} × the error of the reference in {context.case.dtype}",
+    return replace(
+        own,
+        independent=torch.maximum(own.independent.double(), measured),
+        coherent=torch.maximum(own.coherent.double(), measured),
+        source=f"{own.source}, or {MEASURED_SCALE:g} × the error of the reference in {context.case.dtype}",
     )

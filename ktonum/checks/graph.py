@@ -7,6 +7,7 @@ long as nobody else reads that input.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -109,9 +110,7 @@ def _bound_of_sum(context: CaseContext, name: str, others: Tensor, standard: str
     own = context.bounds(standard)[name]
     largest = context.oracle.tensors()[name].abs() + others.abs()
     rounding = spacing(largest, own.dtype).view(largest.shape) / 2
-    return ErrorBound(
-        (own.independent.double().square() + 2 * rounding.square()).sqrt(), own.coherent, own.dtype, own.source
-    )
+    return replace(own, independent=(own.independent.double().square() + 2 * rounding.square()).sqrt())
 
 
 def _factor(context: CaseContext, name: str) -> float:

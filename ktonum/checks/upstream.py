@@ -38,7 +38,7 @@ def _probes(context: CaseContext) -> list[Probe]:
         *_scaled(context, base),
     ]
     if context.dtype == torch.float16:
-        probes += _sent(context, _tiny(context, base), _as_it_is, "at subnormal gradients")
+        probes += _sent(context, _tiny(context, base), _copied, "at subnormal gradients")
     return probes
 
 
@@ -69,8 +69,9 @@ def _spaced(tensor: Tensor) -> Tensor:
     return spaced_out(tensor) if tensor.dim() else tensor
 
 
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
+def _copied(tensor: Tensor) -> Tensor:
+    """Memory of its own: what the candidate does to it must not reach the oracle's upstream gradient."""
+    return tensor.clone()
 
 
 def _negative_among_zeros(tensor: Tensor) -> Tensor:

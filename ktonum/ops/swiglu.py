@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ktonum.bounds import Arithmetic, unit_roundoff
+from ktonum.bounds import FUNCTION_BIAS, Arithmetic, unit_roundoff
 from ktonum.cases import Point
 from ktonum.errors import UsageError
 from ktonum.evaluation import Evaluation
@@ -57,8 +57,9 @@ def _error_model(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """σ errs by e^−a's argument and the quotient; ∂a = g b (σ + a σ (1 − σ)) through both its σ, whose error is one.
 
-    What is stored on the way is no nearer than half the spacing of subnormals: in float16, small sigmoids are not. And
-    where 1 + e^−a overflows, all of σ = 1 / (1 + e^−a) is lost.
+    The mean over arguments of the exponential's error and of the quotient's all elements share. What is stored on the
+    way is no nearer than half the spacing of subnormals: in float16, small sigmoids are not. And where 1 + e^−a
+    overflows, all of σ = 1 / (1 + e^−a) is lost.
     """
     u, s = unit_roundoff(arithmetic.accumulator), unit_roundoff(arithmetic.stored)
     a, b, g = inputs["gate"].double(), inputs["up"].double(), upstream["output"].double()
@@ -71,11 +72,12 @@ def _error_model(
     of_slope = (1 + a * (1 - 2 * sigma)).abs() * sigma * of_sigma + 4 * s * slope
     tiny = torch.finfo(arithmetic.stored).smallest_normal * s
     lost = tiny * (1 + a.abs())  # of σ, and of silu
-    none = torch.zeros_like(a)
+    shared = FUNCTION_BIAS * u * (2 - sigma)  # the exponential's counts as far as it does in 1 + e^−a
+    shared_slope = (1 + a * (1 - 2 * sigma)).abs() * sigma * shared
     return {
-        "output": ((silu * b).abs() * (of_sigma + 2 * s) + b.abs() * lost, none),
-        "grad_up": ((g * silu).abs() * (of_sigma + 2 * s) + g.abs() * lost, none),
-        "grad_gate": ((g * b).abs() * (of_slope + 2 * lost) + tiny * (2 + a.abs()), none),
+        "output": ((silu * b).abs() * (of_sigma + 2 * s) + b.abs() * lost, (silu * b).abs() * shared),
+        "grad_up": ((g * silu).abs() * (of_sigma + 2 * s) + g.abs() * lost, (g * silu).abs() * shared),
+        "grad_gate": ((g * b).abs() * (of_slope + 2 * lost) + tiny * (2 + a.abs()), (g * b).abs() * shared_slope),
     }
 
 
