@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ktonum.bounds import ErrorBound
-from ktonum.checks.check import Check
+from ktonum.checks.check import Check, Inapplicable
 from ktonum.context import CaseContext
 from ktonum.probe import Probe, bounded_probe
 from ktonum.results import Measurement
@@ -32,7 +32,9 @@ def _probes(context: CaseContext) -> list[Probe]:
     cases += [context.redrawn(i) for i in range(_FEWEST, _draws_needed(cases))]
     # Where one draw lacks a tensor the others say nothing either.
     found = [case.expected() for case in cases]
-    names = [name for name in found[0] if all(name in f for f in found)]
+    names = [name for name in found[0] if all(name in f for f in found) and any(f[name].any() for f in found)]
+    if not names:
+        raise Inapplicable("everything is zero, exactly: there is nothing to project an error on")
     return [_pooled(name, cases, [case.result.tensors()[name] for case in cases]) for name in names]
 
 
