@@ -10,8 +10,8 @@ c = ∂L/∂log π_i and the bracket e_tv = 1[v = y_t] − p_tv, with u_a the ac
 - ∂L/∂x_t = c Σ_v e_tv w_v and ∂L/∂w_v = Σ_t c e_tv x_t: one rounding of each 16-bit operand, p's error from its logit
   and from the log-sum-exp, the coefficient's, and the accumulation over V or over N, whose partial sums may be those of
   the softmax's part alone, the targets' terms being added apart, and over N those of all sequences that pull one way.
-  `eager` stores c e_tv in the dtype under audit: where
-  p is small that rounds c_i alike for a whole sequence, and in float16 it underflows.
+  `eager` stores c e_tv in the dtype under audit: where p is small that rounds c_i alike for a whole sequence, and in
+  float16 it underflows.
 
 Magnitudes are wanted to a few digits only: float64 on a CPU, float32 on a GPU.
 """

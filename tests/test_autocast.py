@@ -1,0 +1,81 @@
+"""The check `autocast`: what one draw of the inputs hides several show, and right candidates are far from the bound."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from mutants import LogpsLeftToAutocast
+from small_ops import NORM_POINT, RMS_NORM
+from torch import Tensor
+
+from ktonum.cases import Case
+from ktonum.checks.autocast import CHECK
+from ktonum.context import CaseContext
+from ktonum.drawn_errors import DrawnError, drawn_errors
+from ktonum.evaluation import Run
+from ktonum.op import Op
+from ktonum.results import Measurement
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[tuple[Op, Case]]:
+    """KTO in float32 at the dims of the long count of false alarms."""
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    count = importlib.import_module("count_false_alarms")
+    numbered = (count.case_number(i) for i in range(2000))
+    return [(op, case) for s, op, case in numbered if s.label == "kto, float32 inside" and case.dtype == "fp32"]
+
+
+def _measured(op: Op, case: Case) -> Iterator[Measurement]:
+    assert CHECK.probes is not None
+    for probe in CHECK.probes(CaseContext(op, case)):
+        yield from probe.measure(probe.actual, "precise")
+
+
+def test_log_probabilities_in_bfloat16_show_over_several_draws(cases: list[tuple[Op, Case]]) -> None:
+    by_draws = by_one = 0
+    for op, case in cases:
+        found = list(_measured(replace(op, candidate=LogpsLeftToAutocast), case))
+        by_draws += any(not m.within for m in found if "draws" in m.name)
+        by_one += any(not m.within for m in found if "draws" not in m.name)
+    assert (by_draws, by_one, len(cases)) == (29, 1, 31)
+
+
+def test_a_right_candidate_is_far_from_the_bound(cases: list[tuple[Op, Case]]) -> None:
+    over_draws = [m.use for op, case in cases for m in _measured(op, case) if "draws" in m.name]
+    assert len(over_draws) > 8 * len(cases) and 0.1 < max(over_draws) < 0.3
+
+
+def test_a_candidate_that_breaks_on_another_draw_breaks() -> None:
+    calls = []
+
+    def third_time_unlucky(**inputs: Tensor) -> Tensor:
+        calls.append(None)
+        if len(calls) == 4:
+            raise ValueError("planted")
+        candidate = RMS_NORM.candidate
+        assert callable(candidate)
+        result: Tensor = candidate(**inputs)
+        return result
+
+    op = replace(RMS_NORM, candidate=third_time_unlucky, dims=[NORM_POINT])
+    (case,) = op.cases(profile="quick", dtypes=["fp32"], device="cpu")
+    with pytest.raises(Exception, match="planted"):
+        list(_measured(op, case))
+
+
+def test_drawn_errors_are_absolute_and_relative_and_leave_out_what_says_nothing() -> None:
+    expected = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    error = DrawnError.of(expected.float() + 0.5, expected)
+    assert error.absolute == pytest.approx(0.5 * 2**0.5) and error.relative == pytest.approx(0.1 * 2**0.5)
+    runs = [Run({"x": torch.full((2,), value)}, {}, {}) for value in (1.0, 0.0, float("inf"), 2.0)]
+    found = drawn_errors(
+        lambda x: {"y": x * 1.25}, torch.float32, reference=lambda x: {"y": x}, runs=runs, differentiable=()
+    )
+    assert [e.relative for e in found["y"]] == [0.25, 0.25]
