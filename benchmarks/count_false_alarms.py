@@ -191,8 +191,11 @@ def document(blocks: Sequence[Block]) -> str:
         "others were holes, each closed by what the analysis had left out: `kto`'s bound took the error of a "
         "sequence's own coefficient to average out over the elements of grad_weight, and its tokens to come in random "
         "order, where all sequences that pull one way may come first; it took the logits of a metric to be added "
-        "pairwise; `eager` did not grant `cross_entropy` a stored log-sum-exp; and under `eager` all classes of a "
-        "smoothed loss lose the same among float16's subnormals. The cases that showed them are tests.",
+        "pairwise; `eager` did not grant `cross_entropy` a stored log-sum-exp; under `eager` all classes of a "
+        "smoothed loss lose the same among float16's subnormals; and half of float64's smallest number, which a "
+        "rounding among its subnormals errs by, had been rounded to zero. The cases that showed them are tests. That "
+        "last one was the only alarm among the cases from number 15,000 on when they were run for the first time, "
+        "25,000 of 3.4 million measurements, where 3.4 were allowed.",
         "",
         "| cases | " + " | ".join(ALL) + " |",
         "|---|" + "---|" * len(ALL),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ktonum.bounds import Arithmetic, amplitude, confidence, summation_variance, unit_roundoff
+from ktonum.bounds import Arithmetic, amplitude, confidence, subnormal_rounding, summation_variance, unit_roundoff
 from ktonum.evaluation import Evaluation
 from ktonum.kernels.formula import KTOConfig
 from ktonum.kernels.logit_errors import ScoredTokens, analysed_tokens
@@ -36,7 +36,7 @@ def gradient_bounds(
     rows = int((head.target != config.ignore_index).sum())
     operand = unit_roundoff(arithmetic.operands) ** 2
     # Half the spacing of subnormals, which a stored c e_tv cannot fall below; relative to u, as `squares` are.
-    underflow = (torch.finfo(arithmetic.stored).smallest_normal * torch.finfo(arithmetic.stored).eps / 2) ** 2 / operand
+    underflow = subnormal_rounding(arithmetic.stored) ** 2 / operand
     u = unit_roundoff(arithmetic.accumulator)
     scattered = u**2 * rows / 6  # of `summation_variance`: what it grants the terms' squares
     input_variance = torch.zeros(head.input.shape, dtype=work, device=device)

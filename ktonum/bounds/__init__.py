@@ -16,6 +16,7 @@ from ktonum.bounds.standards import (
     ErrorModel,
     amplitude,
     from_measured_error,
+    subnormal_rounding,
     unit_roundoff,
 )
 from ktonum.bounds.summation import (
@@ -64,6 +65,7 @@ __all__ = [
     "probabilistic_gamma",
     "split",
     "stagnation_bias",
+    "subnormal_rounding",
     "sum_amplitude",
     "sum_bound",
     "sum_probable_bound",

@@ -27,6 +27,7 @@ __all__ = [
     "ErrorModel",
     "amplitude",
     "from_measured_error",
+    "subnormal_rounding",
     "unit_roundoff",
 ]
 
@@ -36,6 +37,16 @@ STANDARDS = ("precise", "eager")
 def unit_roundoff(dtype: torch.dtype) -> float:
     """u = eps / 2: the largest relative error of rounding to nearest, away from underflow. Higham 2002, Theorem 2.2."""
     return torch.finfo(dtype).eps / 2
+
+
+def subnormal_rounding(dtype: torch.dtype) -> float:
+    """η, half the spacing of the dtype's subnormals: what is rounded among them errs by no more. Higham 2002, (2.8).
+
+    In float64 it is the spacing itself, for half of it is rounded to zero: torch's silu, differentiated at −708, was
+    beyond a bound that had lost it.
+    """
+    limits = torch.finfo(dtype)
+    return max(limits.smallest_normal * limits.eps / 2, math.ulp(0.0))
 
 
 def amplitude(variance: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ktonum.bounds import Arithmetic, summation_variance, unit_roundoff
+from ktonum.bounds import Arithmetic, subnormal_rounding, summation_variance, unit_roundoff
 from ktonum.cases import Point
 from ktonum.evaluation import Evaluation
 from ktonum.op import Op
@@ -78,7 +78,7 @@ def _error_model(
     output, (independent, coherent) = loss_bounds(labelled, arithmetic)
     error = labelled.error
     # Each of the c e_v is an operand: rounded once, and no nearer than half the spacing of subnormals.
-    tiny = torch.finfo(arithmetic.operands).smallest_normal * operand
+    tiny = subnormal_rounding(arithmetic.operands)
     rounding = (operand * error).square() + tiny**2 * (error != 0)
     own = independent.square() + rounding
 

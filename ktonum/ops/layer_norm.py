@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ktonum.bounds import Arithmetic, summation_variance, unit_roundoff
+from ktonum.bounds import Arithmetic, subnormal_rounding, summation_variance, unit_roundoff
 from ktonum.cases import Point
 from ktonum.evaluation import Evaluation
 from ktonum.op import Op
@@ -81,7 +81,7 @@ def _error_model(
     # Autograd of the formula adds both terms up before it takes their mean.
     of_weighted = of_row_mean(weighted, 1) + of_row_mean(through, 4)
     of_through = of_row_mean(weighted * normed, 3) + of_mean * r * mean_weighted.abs()
-    tiny = torch.finfo(arithmetic.stored).smallest_normal * s
+    tiny = subnormal_rounding(arithmetic.stored)
     # mean(g w c) r³ / 2 on its way: the terms g w and g w c of the sum, the sum and half of it, times r³, divided by H.
     of_terms = 3 * (squares.sum(-1, keepdim=True).sqrt() + hidden**0.5) / 2 + 2
     lost = tiny * (1 + (1 + of_terms * r**3) / hidden)

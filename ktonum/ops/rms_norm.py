@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ktonum.bounds import Arithmetic, summation_variance, unit_roundoff
+from ktonum.bounds import Arithmetic, subnormal_rounding, summation_variance, unit_roundoff
 from ktonum.cases import Point
 from ktonum.evaluation import Evaluation
 from ktonum.op import Op
@@ -69,7 +69,7 @@ def _error_model(
     direct, through_r = (g * w * r).abs(), (x * r**3).abs()
     by_weight = g * x * r
     by_weight_squares = by_weight.square()
-    tiny = torch.finfo(arithmetic.stored).smallest_normal * s
+    tiny = subnormal_rounding(arithmetic.stored)
     # r³ m / 2 on its way: the terms g w and g w x of the sum, the sum and half of it, times r³, divided by H.
     of_terms = 3 * (total.sqrt() + hidden**0.5) / 2 + 2
     lost = tiny * (1 + (1 + of_terms * r**3) / hidden)

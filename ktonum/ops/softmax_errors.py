@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ktonum.bounds import Arithmetic, unit_roundoff
+from ktonum.bounds import Arithmetic, subnormal_rounding, unit_roundoff
 
 __all__ = ["LabelledRows", "loss_bounds"]
 
@@ -96,12 +96,7 @@ class LabelledRows:
     def smoothing_underflow(self, arithmetic: Arithmetic) -> Tensor:
         """δ, (N, 1): what the stored c q_v of all classes but the target's may lose among subnormals, all alike."""
         stored = self.coefficients.abs().unsqueeze(1) * self.smoothing / self.logits.shape[1]
-        return stored.clamp(max=_underflow(arithmetic))
-
-
-def _underflow(arithmetic: Arithmetic) -> float:
-    """η, half the spacing of subnormals: what is stored on the way cannot be nearer."""
-    return torch.finfo(arithmetic.stored).smallest_normal * unit_roundoff(arithmetic.stored)
+        return stored.clamp(max=subnormal_rounding(arithmetic.stored))
 
 
 def loss_bounds(rows: LabelledRows, arithmetic: Arithmetic) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -124,7 +119,7 @@ def loss_bounds(rows: LabelledRows, arithmetic: Arithmetic) -> tuple[tuple[Tenso
             2 * s * total / divisor
         ).square()
     p, c = rows.logits.softmax(-1), rows.coefficients.abs().unsqueeze(1)
-    underflow = _underflow(arithmetic)
+    underflow = subnormal_rounding(arithmetic.stored)
     independent = c * p * rows.probability_variance(arithmetic).sqrt() + 3 * s * rows.error.abs()
     # In float64: a boolean would make it float32, in which float32's own is zero.
     independent = independent + underflow * (c > 0).to(c.dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ktonum.bounds import FUNCTION_BIAS, Arithmetic, unit_roundoff
+from ktonum.bounds import FUNCTION_BIAS, Arithmetic, subnormal_rounding, unit_roundoff
 from ktonum.cases import Point
 from ktonum.errors import UsageError
 from ktonum.evaluation import Evaluation
@@ -70,7 +70,7 @@ def _error_model(
     silu = a * sigma
     slope = sigma + a.abs() * sigma * (1 - sigma)
     of_slope = (1 + a * (1 - 2 * sigma)).abs() * sigma * of_sigma + 4 * s * slope
-    tiny = torch.finfo(arithmetic.stored).smallest_normal * s
+    tiny = subnormal_rounding(arithmetic.stored)
     lost = tiny * (1 + a.abs())  # of σ, and of silu
     shared = FUNCTION_BIAS * u * (2 - sigma)  # the exponential's counts as far as it does in 1 + e^−a
     shared_slope = (1 + a * (1 - 2 * sigma)).abs() * sigma * shared
