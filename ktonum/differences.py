@@ -122,6 +122,9 @@ def fit_odd(differences: Sequence[HalfDifference], terms: int) -> tuple[float, f
 
     Returns:
         ``a1``; the standard deviation of ``a1`` per unit noise of a half difference; the residual sum of squares.
+
+    Raises:
+        numpy.linalg.LinAlgError: The steps do not tell so many terms apart, being too far from one another.
     """
     top = max(d.step for d in differences)
     steps = np.array([d.step / top for d in differences], dtype=np.float64)
@@ -150,6 +153,8 @@ def extrapolate(differences: Sequence[HalfDifference], *, noise_floor: float) ->
     finer: list[DerivativeEstimate] = []
     for start in reversed(range(len(usable) - FEWEST_FREEDOM)):
         fits = _fits(usable[start:], noise_floor, len(usable))
+        if not fits:
+            continue
         # An oscillation that coarse steps jump over looks like noise to them; finer steps that resolve it win.
         settled = [e for e in fits if all(abs(e.value - f.value) <= e.error_bar + f.error_bar for f in finer)]
         best = min([best, *settled], key=lambda e: e.error_bar)
@@ -159,7 +164,12 @@ def extrapolate(differences: Sequence[HalfDifference], *, noise_floor: float) ->
 
 def _fits(window: Sequence[HalfDifference], noise_floor: float, levels: int) -> list[DerivativeEstimate]:
     """Estimates from one window (largest step first), with 1, 2, ... Taylor terms."""
-    fits = [fit_odd(window, terms) for terms in range(1, min(MOST_TERMS + 1, len(window)) + 1)]
+    fits = []
+    for terms in range(1, min(MOST_TERMS + 1, len(window)) + 1):
+        try:
+            fits.append(fit_odd(window, terms))
+        except np.linalg.LinAlgError:  # of steps 1, 8e-6, 1e-6 the ninth powers are nothing to the first
+            break
     # Rounding of the largest value inside the fit itself.
     floor = max(noise_floor, 2.0**-53 * max(abs(d.odd) for d in window))
     estimates = []

@@ -73,6 +73,20 @@ def test_bar_without_values_is_infinite() -> None:
     assert estimate.levels == 1
 
 
+def test_steps_too_far_apart_for_many_terms_are_fitted_with_few() -> None:
+    """Those of a gradient check of LayerNorm whose differences between were no numbers; a fifth power was singular."""
+    steps = (
+        6.103515625e-05,
+        4.656612873077393e-10,
+        5.820766091346741e-11,
+        7.275957614183426e-12,
+        9.094947017729282e-13,
+    )
+    differences = [HalfDifference(step, 236.5 * step) for step in steps]
+    estimate = extrapolate(differences, noise_floor=1e-20)
+    assert abs(estimate.value - 236.5) <= estimate.error_bar < 1e-3
+
+
 def test_ladder_is_geometric_and_refuses_nonsense() -> None:
     assert ladder(2.0**-5, 3) == (2.0**-5, 2.0**-8, 2.0**-11)
     for top, levels, ratio in ((0.0, 3, 8.0), (1.0, 0, 8.0), (1.0, 3, 1.0), (math.nan, 3, 8.0)):
