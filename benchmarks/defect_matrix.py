@@ -190,8 +190,8 @@ def document(rows: Sequence[Row], alarms: Sequence[Row]) -> str:
         "",
         "Size: the defect's error over the rounding floor, in norm or at the worst element, whichever is larger. The "
         "floor is the largest error of right implementations in the same dtype: the one that the defect was planted "
-        f"in, and {_AT_ITS_LIMITS} that take the same formula to the limits of the dtype, every sum added one by one "
-        "and every function off by what a library's may be (`rounding_floor.py`); at least one rounding. One right "
+        f"in, and {_AT_ITS_LIMITS} that take the same formula to its limits, sums and products added one by one and "
+        "functions off by up to what a library's may be (`rounding_floor.py`); at least one rounding. One right "
         "implementation alone would not do: in float64 it repeats the oracle operation by operation. Memory left "
         "unwritten holds what lay there: those rows change from run to run.",
         "",

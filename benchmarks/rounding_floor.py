@@ -1,8 +1,11 @@
-"""How wrong a right implementation may be: the same formula with every sum and every function at its worst.
+"""How wrong a right implementation may be: the same formula, its sums and functions taken to their limits.
 
 One right implementation's error is small by luck, above all in float64, where it repeats the oracle operation by
-operation. Another adds in another order, on another library's functions. `AtItsLimits` makes of any PyTorch code one
-that adds one by one in its own dtype, and whose functions err by what `ktonum.bounds.FUNCTION_ERROR` grants them.
+operation. Another adds in another order, on another library's functions. `AtItsLimits` makes of PyTorch code one whose
+sums, means and products are added one by one in their own dtype, and whose exp, log, rsqrt, sigmoid and softmax err by
+up to what `ktonum.bounds.FUNCTION_ERROR` grants them. One sum is left to PyTorch: that of a log-softmax's gradient,
+which a smoothed loss makes of V equal numbers. Added one by one these err all alike, in proportion to V, up to three
+times what the bounds grant: no standard grants it, and nobody adds so.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from ktonum.cases import seed_of
 __all__ = ["AtItsLimits"]
 
 _aten = torch.ops.aten
-#: Reductions that PyTorch adds up in another order.
+# Narrower ones are left to PyTorch, which adds them up in float32.
 _WIDE = (torch.float32, torch.float64)
 
 
@@ -112,6 +115,5 @@ class AtItsLimits(TorchDispatchMode):
         return x - self._logsumexp(x, [dim], True)
 
     def _log_softmax_backward(self, gradient: Tensor, output: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-        # A smoothed loss's gradients are one number for all classes but one. Added one by one they err alike, in
-        # proportion to V: nobody adds them so, and no standard grants it.
+        # Not one by one: see the module.
         return gradient - self._wrong(torch.exp)(output) * gradient.sum(dim, keepdim=True)

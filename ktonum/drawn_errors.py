@@ -24,8 +24,9 @@ class DrawnError:
 
     @classmethod
     def of(cls, actual: Tensor, expected: Tensor) -> DrawnError:
-        """The error of ``actual``; of a tensor that is zero the relative one is NaN."""
+        """The error of ``actual``, infinite where it is NaN; relative to a tensor that should be zero it is NaN."""
         norm, error = float(expected.double().norm()), float((actual.double() - expected.double()).norm())
+        error = math.inf if math.isnan(error) else error
         return cls(error, error / norm if norm > 0 else math.nan)
 
 
@@ -39,7 +40,8 @@ def drawn_errors(
 ) -> dict[str, list[DrawnError]]:
     """Errors by tensor of ``function`` in ``dtype``, one for each run, against ``reference`` in float64.
 
-    Runs on which a tensor is zero or not finite, or that lack it, say nothing of it and are left out.
+    A tensor that should be zero or is not finite in the oracle says nothing, and such runs are left out of it. One that
+    is not finite though the oracle's is, is infinitely wrong. What ``function`` lacks has no errors.
     """
     errors: dict[str, list[DrawnError]] = {}
     for run in runs:
@@ -48,10 +50,8 @@ def drawn_errors(
             for f, d in ((reference, torch.float64), (function, dtype))
         )
         for name, expected in oracle.items():
-            if name in tensors:
-                error = DrawnError.of(tensors[name], expected)
-                if math.isfinite(error.relative):
-                    errors.setdefault(name, []).append(error)
+            if name in tensors and bool(expected.isfinite().all()) and bool(expected.any()):
+                errors.setdefault(name, []).append(DrawnError.of(tensors[name], expected))
     return errors
 
 
@@ -65,6 +65,9 @@ def typical_errors(
     """
     typical = {}
     for name, found in errors.items():
+        found = [e for e in found if math.isfinite(e.relative)]
+        if not found:
+            continue
         typical[name] = root_mean_square([e.relative for e in found])
         norm = float(here[name].double().norm())
         if name in cancelling and norm > 0:

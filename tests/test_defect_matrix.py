@@ -42,6 +42,7 @@ def test_the_page_is_about_defects_that_exist(matrix: ModuleType) -> None:
     assert len(set(names)) == len(names)
     assert set(_marks()) == set(names)
     assert len(_marks()) >= 60
+    assert f"{len(names)} planted defects" in (ROOT / "README.md").read_text("utf-8")
     assert all(
         len(marks) == len(matrix.JUDGES) and {len(m) for m in marks} == {len(ALL)} for marks in _marks().values()
     )
@@ -135,6 +136,7 @@ def test_what_is_at_its_limits_adds_one_by_one_and_errs_as_granted(matrix: Modul
     one_by_one = terms[0].clone()
     for term in terms[1:]:
         one_by_one += term
+    in_bfloat16 = terms.bfloat16().sum()
     a, b = terms[:600].view(20, 30), terms[600:2100].view(30, 50)
     with matrix.AtItsLimits("test") as limits:
         assert torch.equal(terms.sum(), one_by_one) and torch.equal(terms.mean(), one_by_one / 4000)
@@ -142,7 +144,7 @@ def test_what_is_at_its_limits_adds_one_by_one_and_errs_as_granted(matrix: Modul
         product, batched = a @ b, a.unsqueeze(0) @ b.unsqueeze(0)
         exponential = terms.exp()
         log_softmax = terms.log_softmax(0)
-        assert torch.equal(terms.bfloat16().sum(), terms.bfloat16().clone().sum())
+        assert torch.equal(terms.bfloat16().sum(), in_bfloat16)
     assert len(limits.handled) >= 6
     assert torch.equal(product, batched[0])
     rounding = 2.0**-24
@@ -155,7 +157,7 @@ def test_what_is_at_its_limits_adds_one_by_one_and_errs_as_granted(matrix: Modul
 
 @pytest.mark.parametrize("dtype", ALL)
 def test_the_floor_is_no_less_than_the_planted_implementations_own(matrix: ModuleType, dtype: str) -> None:
-    for defect in matrix.planted_defects()[-4:]:
+    for defect in (d for d in matrix.planted_defects() if d.name.endswith("16 roundings")):
         size, alone = matrix.sizes_of(defect, dtype)
         assert 0 < size <= alone
         assert dtype in ("bf16", "fp16") or size < 0.95 * alone

@@ -19,7 +19,7 @@ from planted import ALL
 from small_ops import RMS_NORM, SOFTMAX_LOSS
 
 from ktonum.cases import Case, Point
-from ktonum.checks import Inapplicable, checks_for
+from ktonum.checks import Inapplicable, bias, checks_for
 from ktonum.context import CaseContext
 from ktonum.kernels.kto_op import OP
 from ktonum.kernels.reference import ReferenceKTOLoss
@@ -168,6 +168,26 @@ def test_every_case_of_the_long_count_is_one_of_its_own(count: ModuleType) -> No
 def test_cases_that_once_raised_an_alarm_raise_none(count: ModuleType, number: int) -> None:
     found = list(count.alarms_of(*count.case_number(number)))
     assert found and not any(found), found
+
+
+def test_what_is_at_its_limits_passes_and_a_planted_fault_there_does_not(count: ModuleType) -> None:
+    cases = [c for c in map(count.case_number, range(160)) if c[0].standard == "precise"]
+    assert len({op.name for _, op, _ in cases}) == 6 and len({case.dtype for *_, case in cases}) == len(ALL)
+    for subject, op, case in cases:
+        found = list(count.alarms_at_its_limits(subject, op, case))
+        assert found and not any(found), found
+    wrong = replace(RMS_NORM, candidate=lambda x, weight, eps: {"y": 1.01 * x * weight})
+    (case,) = wrong.cases(profile="quick", dtypes=["fp32"], device="cpu")[:1]
+    assert any(count.alarms_at_its_limits(count.Subject(wrong, "precise", "wrong"), wrong, case))
+    assert not list(count.alarms_at_its_limits(count.Subject(wrong, "eager", "wrong"), wrong, case))
+
+
+def test_a_signed_error_of_what_is_zero_is_inconclusive() -> None:
+    op = replace(SOFTMAX_LOSS, dims=[Point({"N": 3, "V": 1}, {"scale": 1.7})])
+    (case,) = op.cases(profile="quick", dtypes=["fp32"], device="cpu")
+    assert bias.CHECK.probes is not None
+    with pytest.raises(Inapplicable, match="everything is zero"):
+        bias.CHECK.probes(CaseContext(op, case))
 
 
 def test_the_error_of_what_cancels_is_typical_in_absolute_terms_too() -> None:

@@ -15,7 +15,7 @@ from ktonum import cli
 from ktonum.auditing import audit
 from ktonum.cases import Case, Point
 from ktonum.checks import checks_for, forward
-from ktonum.comparison import compare, spacing
+from ktonum.comparison import spacing
 from ktonum.context import CaseContext
 from ktonum.errors import UsageError
 from ktonum.evaluation import Evaluation, Run
@@ -92,27 +92,29 @@ def test_the_reference_itself_meets_eager(name: str) -> None:
     assert_all_pass(audit(op, device="cpu", standard="eager"), op)
 
 
-def test_what_saturated_intermediates_shift_is_granted_as_far_as_plain_pytorch_does() -> None:
+@pytest.mark.parametrize(("rows", "middle", "scale"), [(1024, 9.0, 0.5), (2560, 0.0, 8.0)])
+def test_what_saturated_intermediates_shift_is_granted(rows: int, middle: float, scale: float) -> None:
     """Where a sigmoid saturates, roundings of what is stored are no matter of chance, however many elements there are.
 
     Met over 1.2e8 elements on an H100: right silu rounded to float16 is 1.2e-5 too long, plain PyTorch's 1.4e-5 short.
+    At a scale of 8 the one is 2.1e-5 too long, and the other right.
     """
 
     def saturated(draw: Draw) -> dict[str, Tensor]:
-        return {"gate": draw.normal(1024, 1024, scale=0.5) + 9, "up": draw.normal(1024, 1024)}
+        return {"gate": draw.normal(rows, rows, scale=scale) + middle, "up": draw.normal(rows, rows)}
 
-    op = replace(OPS["swiglu"].with_candidate("torch"), sample=saturated, dims=[Point({"N": 1024, "H": 1024})])
+    op = replace(OPS["swiglu"].with_candidate("torch"), sample=saturated, dims=[Point({"N": rows, "H": rows})])
     (case,) = op.cases(profile="quick", dtypes=["fp16"], device="cpu")
     context = CaseContext(op, case)
-    plain = compare(actual=context.plain.tensors()["output"], expected=context.oracle.tensors()["output"]).signed_bias
     (probe,) = forward.CHECK.probes(context)
 
     def bias(tensor: Tensor) -> Measurement:
         return next(m for m in probe.measure(tensor, "eager") if m.name == "output/signed_bias")
 
-    found = bias(probe.actual)
-    assert found.within and found.value > found.bound - 2 * abs(plain), "else this shows nothing"
-    assert not bias(probe.actual * (1 + 8 * abs(plain))).within
+    found, granted = bias(probe.actual), context.bounds("eager")["output"].bias
+    assert found.within and found.value > found.bound - granted, "else this shows nothing"
+    exact = context.oracle.tensors()["output"]
+    assert not bias((exact * (1 + 3 * found.bound)).half()).within
 
 
 def test_a_functions_mean_error_is_granted_in_float32() -> None:
@@ -122,12 +124,12 @@ def test_a_functions_mean_error_is_granted_in_float32() -> None:
     exact = context.oracle.tensors()["output"]
     (probe,) = forward.CHECK.probes(context)
 
-    def biased(roundings: float) -> bool:
+    def granted(roundings: float) -> bool:
         scaled = (exact * (1 + roundings * 2.0**-24)).float()
         return all(m.within for m in probe.measure(scaled, "precise"))
 
     # What an H100's exponential shifts; and a store that truncates, on the average of mantissas.
-    assert biased(0.08) and not biased(-0.72)
+    assert granted(0.08) and not granted(-0.72)
 
 
 @pytest.mark.parametrize("standard", ["precise", "eager"])

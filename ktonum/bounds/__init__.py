@@ -12,6 +12,7 @@ from ktonum.bounds.formats import BF16, E4M3, E5M2, FORMATS, FP16, FP32, FP64, T
 from ktonum.bounds.standards import (
     STANDARDS,
     Arithmetic,
+    DerivedErrors,
     ErrorBound,
     ErrorModel,
     amplitude,
@@ -50,6 +51,7 @@ __all__ = [
     "STANDARDS",
     "TF32",
     "Arithmetic",
+    "DerivedErrors",
     "ErrorBound",
     "ErrorModel",
     "Format",

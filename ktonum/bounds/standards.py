@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from ktonum.evaluation import Evaluation
 __all__ = [
     "STANDARDS",
     "Arithmetic",
+    "DerivedErrors",
     "ErrorBound",
     "ErrorModel",
     "amplitude",
@@ -101,7 +102,8 @@ class ErrorBound:
         coherent: Bound on errors that elements share, ≥ 0, same shape.
         dtype: What the tensor is rounded to in the end.
         source: Where the bound comes from, for the report.
-        bias: What is granted of the whole tensor besides: ⟨error, expected⟩ over ‖expected‖².
+        bias: Granted to the measure ``signed_bias`` besides: ⟨error, expected⟩ / ‖expected‖², a pure number. Its size
+            counts. 0 but for 16 bits under `eager`.
     """
 
     independent: Tensor
@@ -115,6 +117,10 @@ class ErrorBound:
         return spacing(expected, self.dtype) / 2
 
 
+#: (independent, coherent), or these and a bias: see `ErrorBound`.
+DerivedErrors: TypeAlias = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, float]
+
+
 class ErrorModel(Protocol):
     """An op's rounding-error analysis: bounds by output name, and by ``grad_INPUT``."""
 
@@ -125,8 +131,10 @@ class ErrorModel(Protocol):
         upstream: Mapping[str, Tensor],
         oracle: Evaluation,
         arithmetic: Arithmetic,
-    ) -> Mapping[str, tuple[Tensor, Tensor]]:
-        """(independent, coherent) by tensor name, see `ErrorBound`; tensors left out get a measured bound.
+    ) -> Mapping[str, DerivedErrors]:
+        """(independent, coherent), or these and a bias, by tensor name: see `ErrorBound`.
+
+        Tensors left out get a measured bound.
 
         Args:
             inputs: As the candidate sees them.

@@ -85,16 +85,19 @@ def _probes(context: CaseContext) -> list[Probe]:
 def _errors_elsewhere(
     context: CaseContext, plain: Callable[..., Any]
 ) -> tuple[dict[str, list[DrawnError]], dict[str, list[DrawnError]]]:
-    """Errors of plain PyTorch and of the candidate under autocast, on further draws of the inputs."""
-    runs = context.further_runs(_PLAIN_DRAWS)
-    over = partial(
-        drawn_errors, dtype=context.dtype, reference=context.reference, differentiable=context.differentiable
-    )
-    of_plain = over(plain, runs=runs)
+    """Errors of plain PyTorch and of the candidate under autocast, on further draws of the inputs.
+
+    Raises:
+        CandidateError: It raised.
+    """
+    reference, names = context.reference, context.differentiable
+    errors_of = partial(drawn_errors, dtype=context.dtype, reference=reference, differentiable=names)
+    of_plain = errors_of(plain, runs=context.further_runs(_PLAIN_DRAWS))
     # What a candidate does to an upstream gradient is another check's matter.
-    lent = [replace(run, upstream=context.lent(run.upstream)) for run in runs[:_CANDIDATE_DRAWS]]
+    runs = context.further_runs(_CANDIDATE_DRAWS)
+    lent = (replace(run, upstream=context.lent(run.upstream)) for run in runs)
     with candidate_errors():
-        return of_plain, over(_under_autocast(context.candidate, context.case.device), runs=lent)
+        return of_plain, errors_of(_under_autocast(context.candidate, context.case.device), runs=lent)
 
 
 def _with_draws(
@@ -113,8 +116,10 @@ def _with_draws(
     """
     measurements = probe.measure(tensor, standard)
     here = DrawnError.of(tensor, expected)
-    mine = [here, *candidate]
-    if not candidate or not plain or not math.isfinite(here.relative):
+    # Where plain PyTorch is not finite nobody has to be; the candidate's draws are the first of plain PyTorch's.
+    mine = [here, *(c for c, p in zip(candidate, plain, strict=False) if math.isfinite(p.relative))]
+    plain = [p for p in plain if math.isfinite(p.relative)]
+    if len(mine) < 2 or not math.isfinite(here.relative):
         return measurements
     ratios = [
         root_mean_square([getattr(e, kind) for e in mine]) / usual

@@ -110,7 +110,12 @@ def _bound_of_sum(context: CaseContext, name: str, others: Tensor, standard: str
     own = context.bounds(standard)[name]
     largest = context.oracle.tensors()[name].abs() + others.abs()
     rounding = spacing(largest, own.dtype).view(largest.shape) / 2
-    return replace(own, independent=(own.independent.double().square() + 2 * rounding.square()).sqrt())
+    # The bias is one of the op's own gradient, and counts as far as the sum points there.
+    exact, total = context.oracle.tensors()[name].double(), context.oracle.tensors()[name] + others
+    squares = float(total.double().square().sum())
+    share = float((exact * total).sum()) / squares if squares > 0 else 0.0
+    independent = (own.independent.double().square() + 2 * rounding.square()).sqrt()
+    return replace(own, independent=independent, bias=own.bias * share)
 
 
 def _factor(context: CaseContext, name: str) -> float:

@@ -133,20 +133,21 @@ def _scaled(context: CaseContext, base: Mapping[str, Tensor]) -> list[Probe]:
     return [_by_standard(*pair) for pair in zip(exact_probes, bounded, strict=True)]
 
 
-def _bound_of_both(context: CaseContext, scaled: CaseContext, factor: float, name: str, standard: str) -> ErrorBound:
+def _bound_of_both(context: CaseContext, case: CaseContext, factor: float, name: str, standard: str) -> ErrorBound:
     """Of the difference between the scaled run and the plain one times ``factor``.
 
-    Each has errors of its own: what is stored among subnormals in the smaller one is not in the larger.
+    Each has errors of its own: what is stored among subnormals in the smaller one is not in the larger. Biases are
+    those of all elements, though some may be left out: the others have them, too.
     """
-    larger, smaller = scaled.bounds(standard)[name], context.bounds(standard)[name]
+    scaled, plain = case.bounds(standard)[name], context.bounds(standard)[name]
     exact = context.oracle.tensors()[name]
-    rounding = smaller.final_rounding(exact.reshape(-1)).view(exact.shape)
-    squares = (smaller.independent.double().square() + rounding.square()) * factor**2
+    rounding = plain.final_rounding(exact.reshape(-1)).view(exact.shape)
+    squares = (plain.independent.double().square() + rounding.square()) * factor**2
     return replace(
-        larger,
-        independent=(larger.independent.double().square() + squares).sqrt(),
-        coherent=larger.coherent.double() + smaller.coherent.double() * factor,
-        bias=abs(larger.bias) + abs(smaller.bias),
+        scaled,
+        independent=(scaled.independent.double().square() + squares).sqrt(),
+        coherent=scaled.coherent.double() + plain.coherent.double() * factor,
+        bias=abs(scaled.bias) + abs(plain.bias),
     )
 
 

@@ -2,6 +2,7 @@ r"""SwiGLU: :math:`y = a \, \sigma(a) \, b`, element by element, for the two hal
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,7 +55,7 @@ def _error_model(
     upstream: Mapping[str, Tensor],
     oracle: Evaluation,
     arithmetic: Arithmetic,
-) -> dict[str, tuple[Tensor, Tensor]]:
+) -> dict[str, tuple[Tensor, Tensor, float]]:
     """σ errs by e^−a's argument and the quotient; ∂a = g b (σ + a σ (1 − σ)) through both its σ, whose error is one.
 
     The mean over arguments of the exponential's error and of the quotient's all elements share. What is stored on the
@@ -74,10 +75,26 @@ def _error_model(
     lost = tiny * (1 + a.abs())  # of σ, and of silu
     shared = FUNCTION_BIAS * u * (2 - sigma)  # the exponential's counts as far as it does in 1 + e^−a
     shared_slope = (1 + a * (1 - 2 * sigma)).abs() * sigma * shared
+    own, own_slope = silu.abs() * (of_sigma + 2 * s) + lost, of_slope + 2 * lost
+    # What storing σ, or silu, does to the results: where they saturate that is no matter of chance.
+    by_sigma, by_silu = (t.to(arithmetic.stored).double() - t for t in (sigma, silu))
+    slope_by_sigma = (1 + a * (1 - 2 * sigma)) * by_sigma
+
+    def bias(factor: Tensor, exact: Tensor, *stored: Tensor) -> float:
+        if arithmetic.stored == arithmetic.accumulator:
+            return 0.0
+        e = factor * exact
+        found = sum(abs(float((factor * t * e).sum())) for t in stored) / (float(e.square().sum()) or 1.0)
+        return found if math.isfinite(found) else 0.0  # what overflows has no bias
+
     return {
-        "output": ((silu * b).abs() * (of_sigma + 2 * s) + b.abs() * lost, (silu * b).abs() * shared),
-        "grad_up": ((g * silu).abs() * (of_sigma + 2 * s) + g.abs() * lost, (g * silu).abs() * shared),
-        "grad_gate": ((g * b).abs() * (of_slope + 2 * lost) + tiny * (2 + a.abs()), (g * b).abs() * shared_slope),
+        "output": (b.abs() * own, (silu * b).abs() * shared, bias(b, silu, a * by_sigma, by_silu)),
+        "grad_up": (g.abs() * own, (g * silu).abs() * shared, bias(g, silu, a * by_sigma, by_silu)),
+        "grad_gate": (
+            (g * b).abs() * own_slope + tiny * (2 + a.abs()),
+            (g * b).abs() * shared_slope,
+            bias(g * b, sigma + silu * (1 - sigma), slope_by_sigma),
+        ),
     }
 
 
