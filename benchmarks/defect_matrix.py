@@ -41,7 +41,7 @@ from ktonum.context import CaseContext  # noqa: E402
 from ktonum.kernels.kto_op import OP as KTO  # noqa: E402
 from ktonum.op import Op  # noqa: E402
 
-#: The audit must flag defects larger than this many times the error of a right implementation.
+#: The audit must flag defects larger than this many times the rounding floor.
 FACTOR = 3.0
 # Right implementations at their limits beside the right candidate itself: see `rounding_floor`.
 _AT_ITS_LIMITS = 8
@@ -221,8 +221,8 @@ def document(rows: Sequence[Row], alarms: Sequence[Row]) -> str:
         *(f"- {r.name}, {r.dtype}, size {_size(r.size)}" for r in missed),
         *([] if missed else ["Nothing."]),
         "",
-        "Measured by the error of the one implementation that they were planted in, these would be beyond "
-        f"{FACTOR:g} times the floor, and pass:",
+        "Measured by the error of the one implementation that they were planted in, these too would be beyond "
+        f"{FACTOR:g} times it, and pass:",
         "",
         *(f"- {r.name}, {r.dtype}: {_size(r.alone)} times that, {_size(r.size)} times the floor" for r in lucky),
         "",
