@@ -12,7 +12,7 @@ from torch import Tensor
 from ktonum.cases import DTYPES, torch_dtype
 from ktonum.errors import InputError
 
-__all__ = ["Comparison", "blocks", "compare", "spacing"]
+__all__ = ["Comparison", "blocks", "compare", "spacing", "unravelled"]
 
 # Elements compared at a time: float64 temporaries of a 151,936 × 4,096 gradient would not fit beside it.
 _BLOCK = 2**24
@@ -102,14 +102,14 @@ def compare(*, actual: Tensor, expected: Tensor, dtype: torch.dtype | str | None
             max_ulp, worst = float(ulps[place]), start + place
         max_absolute = max(max_absolute, float(error.abs().amax()))
     if nonfinite:
-        index = _unravel(first_nonfinite, actual.shape)
+        index = unravelled(first_nonfinite, actual.shape)
         return Comparison(math.inf, math.inf, math.inf, math.inf, index, nonfinite, actual.numel())
     return Comparison(
         relative_norm=_ratio(math.sqrt(squares), math.sqrt(norms)),
         signed_bias=_ratio(products, norms),
         max_absolute=max_absolute,
         max_ulp=max_ulp,
-        worst_index=_unravel(worst, actual.shape),
+        worst_index=unravelled(worst, actual.shape),
         nonfinite=0,
         elements=actual.numel(),
     )
@@ -121,7 +121,11 @@ def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator
 
 
-def _unravel(flat: int, shape: torch.Size) -> tuple[int, ...]:
+def unravelled(flat: int, shape: torch.Size) -> tuple[int, ...]:
+    """The index, in row-major order, of the ``flat``-th element of a tensor of that shape.
+
+    Without `torch.unravel_index`, which takes half as long as all three measures of a small tensor.
+    """
     index = []
     for size in reversed(shape):
         index.append(flat % size if size else 0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ktonum.bounds import ErrorBound, confidence
-from ktonum.comparison import blocks
+from ktonum.comparison import blocks, unravelled
 from ktonum.results import Measurement
 
 __all__ = ["GrantedErrors", "element_place", "granted", "same_if_not_finite"]
@@ -36,8 +36,7 @@ def granted(
 
 def element_place(flat: int, shape: torch.Size) -> str:
     """The index of the ``flat``-th element, as ``[3, 17]``."""
-    index = [int(i) for i in torch.unravel_index(torch.tensor(flat), shape)] if shape else []
-    return f"[{', '.join(map(str, index))}]"
+    return f"[{', '.join(map(str, unravelled(flat, shape)))}]"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ktonum.bounds import confidence
-from ktonum.comparison import spacing
+from ktonum.comparison import spacing, unravelled
 
 __all__ = [
     "Errors",
@@ -133,7 +133,7 @@ def measure_errors(*, actual: Tensor, expected: Tensor, stored: torch.dtype) -> 
         sums += torch.stack([(x * y).sum() for x, y in ((d, d), (e, e), (d, e), (h, h))]).cpu()
     if nonfinite:
         infinite = dict.fromkeys(applicable_measures(expected.numel()), math.inf)
-        return Errors(infinite, math.nan, math.nan, _unravel(first_nonfinite, expected.shape), nonfinite)
+        return Errors(infinite, math.nan, math.nan, unravelled(first_nonfinite, expected.shape), nonfinite)
     errors, norms, products, roundings = sums.tolist()
     norms, roundings = max(norms, _TINY), max(roundings, _TINY)
     values = {
@@ -142,7 +142,7 @@ def measure_errors(*, actual: Tensor, expected: Tensor, stored: torch.dtype) -> 
         "signed_bias": abs(products) / (math.sqrt(roundings) * math.sqrt(norms)),
     }
     values = {name: values[name] for name in applicable_measures(finite)}
-    return Errors(values, products / norms, math.sqrt(errors / norms), _unravel(worst, expected.shape), 0)
+    return Errors(values, products / norms, math.sqrt(errors / norms), unravelled(worst, expected.shape), 0)
 
 
 def exceeding_elements(*, actual: Tensor, expected: Tensor, stored: torch.dtype, tolerance: float) -> Tensor:
@@ -185,7 +185,3 @@ def applicable_measures(count: int) -> list[str]:
     return [
         m for m, least in (("element", 1), ("relative_norm", 2), ("signed_bias", _ENOUGH_TO_AVERAGE)) if count >= least
     ]
-
-
-def _unravel(flat: int, shape: torch.Size) -> tuple[int, ...]:
-    return tuple(int(i.item()) for i in torch.unravel_index(torch.tensor(flat), shape)) if shape else ()

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import torch
 
+from ktonum.comparison import unravelled
 from ktonum.gradient_check.function import Contraction
 from ktonum.gradient_check.result import Location
 
@@ -74,17 +75,8 @@ def localise(
         if high - low > 1 and left() < 4:
             words = f"in input {position}, flat elements {low} to {high - 1} (localise_evaluations spent)"
         return Location(position, None, None, share, spent, words)
-    index = _unravel(low, directions[position].shape)
+    index = unravelled(low, directions[position].shape)
     wrong_by = here / float(directions[position].reshape(-1)[low])
     alone = "which explains the whole mismatch" if 0.9 <= share <= 1.1 else f"{share:.1%} of the mismatch, others too"
     words = f"in input {position}, element {list(index)} wrong by {wrong_by:.4g}, {alone}"
     return Location(position, index, wrong_by, share, spent, words)
-
-
-def _unravel(flat: int, shape: torch.Size) -> tuple[int, ...]:
-    """The index of the flat element in row-major order."""
-    index: list[int] = []
-    for size in reversed(shape):
-        flat, remainder = divmod(flat, size)
-        index.append(remainder)
-    return tuple(reversed(index))
