@@ -17,8 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ktonum.calibration import sampling
 from ktonum.calibration.blocks import Block
 from ktonum.calibration.sampling import Series
+from ktonum.calibration.source_closure import source_closure
 from ktonum.environment import describe_environment
 from ktonum.errors import UsageError
 from ktonum.op import Op, load_object
@@ -39,32 +41,25 @@ def _environment(device: str) -> dict[str, str]:
 
 
 def _digest(op: Op) -> str:
-    """Of ktonum's sources that measure, and of the files that the op's own functions are in."""
+    """Of all sources that an error may depend on: what measures, and what the op's own functions are made of."""
     candidate = load_object(op.candidate) if isinstance(op.candidate, str) else op.candidate
-    digest = hashlib.sha256(_own_sources())
-    for function in (candidate, op.reference, op.sample):
+    functions = (candidate, op.reference, op.sample)
+    modules = [module.__name__ for module in map(inspect.getmodule, functions) if module is not None]
+    digest = hashlib.sha256(_digest_of_modules((sampling.__name__, *sorted({*modules}))))
+    for function in functions:
         try:
+            # A file that was loaded by its path is in no package.
             digest.update(Path(inspect.getfile(function)).read_bytes())
         except (OSError, TypeError):  # made elsewhere than in a file, such as a functools.partial
             digest.update(repr(type(function)).encode())
     return digest.hexdigest()[:16]
 
 
-# Fitting, reporting and running change no error.
-_MEASURING = (
-    *("bounds/*.py", "cases.py", "comparison.py", "context.py", "evaluation.py", "granted_errors.py"),
-    *("interpreter_trust.py", "probe.py", "rounding_errors.py", "sampling.py"),
-    *("calibration/sampling.py", "kernels/*.py", "ops/*.py"),
-)
-
-
 @functools.cache
-def _own_sources() -> bytes:
-    root = Path(__file__).resolve().parents[1]
+def _digest_of_modules(modules: tuple[str, ...]) -> bytes:
     digest = hashlib.sha256()
-    for pattern in _MEASURING:
-        for file in sorted(root.glob(pattern)):
-            digest.update(file.name.encode() + file.read_bytes())
+    for name, file in source_closure(modules).items():
+        digest.update(name.encode() + file.read_bytes())
     return digest.digest()
 
 
