@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from ktonum.sampling import Draw
     from ktonum.special_inputs import SpecialInputs
 
-__all__ = ["Law", "Op", "load_object"]
+__all__ = ["FILE_MODULE", "Law", "Op", "load_object"]
+
+#: How the name of a module begins that was loaded by the path of its file; the rest depends on the path.
+FILE_MODULE = "_ktonum_file_"
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ def _module_from_file(path: str) -> ModuleType:
     file = Path(path).resolve()
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    name = f"_ktonum_file_{file.stem}_{seed_of(str(file))}"
+    name = f"{FILE_MODULE}{file.stem}_{seed_of(str(file))}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None and spec.loader is not None  # a .py file always has a loader

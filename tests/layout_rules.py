@@ -84,6 +84,7 @@ ORDER = (
     "ktonum.calibration.tails",
     "ktonum.calibration.blocks",
     "ktonum.calibration.sampling",
+    "ktonum.calibration.source_closure",
     "ktonum.calibration.samples",
     "ktonum.calibration.items",
     "ktonum.calibration.rows",

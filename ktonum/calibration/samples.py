@@ -23,7 +23,7 @@ from ktonum.calibration.sampling import Series
 from ktonum.calibration.source_closure import source_closure
 from ktonum.environment import describe_environment
 from ktonum.errors import UsageError
-from ktonum.op import Op, load_object
+from ktonum.op import FILE_MODULE, Op, load_object
 
 __all__ = ["append_samples", "made_with", "read_samples"]
 
@@ -44,11 +44,13 @@ def _digest(op: Op) -> str:
     """Of all sources that an error may depend on: what measures, and what the op's own functions are made of."""
     candidate = load_object(op.candidate) if isinstance(op.candidate, str) else op.candidate
     functions = (candidate, op.reference, op.sample)
-    modules = [module.__name__ for module in map(inspect.getmodule, functions) if module is not None]
-    digest = hashlib.sha256(_digest_of_modules((sampling.__name__, *sorted({*modules}))))
+    modules = {module.__name__ for module in map(inspect.getmodule, functions) if module is not None}
+    # A file that was loaded by its path is in no package; its contents follow, and its name depends on the folder. The
+    # ``apply`` of a `torch.autograd.Function` is torch's, and torch is known by its version.
+    followed = {name for name in modules if not name.startswith((FILE_MODULE, "torch."))}
+    digest = hashlib.sha256(_digest_of_modules((sampling.__name__, *sorted(followed))))
     for function in functions:
         try:
-            # A file that was loaded by its path is in no package.
             digest.update(Path(inspect.getfile(function)).read_bytes())
         except (OSError, TypeError):  # made elsewhere than in a file, such as a functools.partial
             digest.update(repr(type(function)).encode())
