@@ -21,6 +21,8 @@ if not torch.cuda.is_available():
 # For what test modules share. Not the root: a second copy of the kernels would become importable from there.
 sys.path.append(str(Path(__file__).parent / "tests"))
 
+pytest_plugins = ["support.cpu_seconds"]
+
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:

@@ -59,7 +59,10 @@ def stages(out: Path, liger_checkout: str | None) -> list[Stage]:
     listed = [
         audit("audit-quick"),
         audit("audit-full-bf16", "--profile", "full", "--dtype", "bf16", "--only", "V=151936"),
-        Stage("kernel-tests", [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "8", *tests]),
+        Stage(
+            "kernel-tests",
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "8", "-m", "", *tests],
+        ),
         audit("audit-full", "--profile", "full"),
         audit("candidate-liger", "--candidate", "liger", "--profile", "full", "--dtype", "bf16"),
         audit("candidate-trl", "--candidate", "trl", "--profile", "full", "--dtype", "bf16"),

@@ -1,0 +1,73 @@
+"""Parameters of tests in every combination, or as statistics want them, of which a few are part of the default run."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+__all__ = ["combinations", "covering", "few_or_many"]
+
+
+def covering(axes: Sequence[Sequence[Any]], *, strength: int = 1) -> list[int]:
+    """Places, in ``itertools.product(*axes)``, of combinations that have every choice from ``strength`` axes.
+
+    With strength 1 every value occurs, with strength 2 every pair of values of two axes. Greedy: each combination taken
+    has the most choices that none before it has, and among such ones the values that were taken least.
+    """
+    everything = list(itertools.product(*(range(len(axis)) for axis in axes)))
+    chosen_from = list(itertools.combinations(range(len(axes)), min(strength, len(axes))))
+
+    def choices(combination: tuple[int, ...]) -> set[tuple[Any, ...]]:
+        return {(among, tuple(combination[axis] for axis in among)) for among in chosen_from}
+
+    missing = set().union(*map(choices, everything))
+    taken: list[int] = []
+    used: Counter[tuple[int, int]] = Counter()
+    while missing:
+        best = max(
+            range(len(everything)),
+            key=lambda place: (
+                len(missing & choices(everything[place])),
+                -sum(used[pair] for pair in enumerate(everything[place])),
+            ),
+        )
+        missing -= choices(everything[best])
+        used.update(enumerate(everything[best]))
+        taken.append(best)
+    return taken
+
+
+def combinations(
+    names: str, *axes: Iterable[Any] | Mapping[str, Any], strength: int = 1, ids: Any = None
+) -> pytest.MarkDecorator:
+    """Parametrise a test by every combination of the axes' values; those beyond `covering` are marked exhaustive.
+
+    Args:
+        names: The test's arguments, comma-separated, one for each axis.
+        axes: The values of each argument; in a test's id the keys of a mapping stand for its values.
+        strength: See `covering`.
+        ids: What names a value in a test's id; see `pytest.mark.parametrize`. Not with a mapping among the axes, where
+            `str` names all other values.
+    """
+    values = [list(axis.values()) if isinstance(axis, Mapping) else list(axis) for axis in axes]
+    if any(isinstance(axis, Mapping) for axis in axes):
+        labels = [map(str, axis if isinstance(axis, Mapping) else v) for axis, v in zip(axes, values, strict=True)]
+        ids = ["-".join(label) for label in itertools.product(*labels)]
+    kept = set(covering(values, strength=strength))
+    return pytest.mark.parametrize(
+        names,
+        [
+            pytest.param(*combination, marks=() if place in kept else (pytest.mark.exhaustive,))
+            for place, combination in enumerate(itertools.product(*values))
+        ],
+        ids=ids,
+    )
+
+
+def few_or_many(name: str, few: int, many: int) -> pytest.MarkDecorator:
+    """Run a test on ``few`` seeds, and on ``many`` where statistics are asked for."""
+    return pytest.mark.parametrize(name, [few, pytest.param(many, marks=pytest.mark.exhaustive)])
