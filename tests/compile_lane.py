@@ -2,19 +2,22 @@
 
 ``python compile_lane.py 80 90 100`` prints one JSON line for each kernel, dtype and target: registers, spilled bytes
 and shared memory, or the error. Arguments are specialised as the launcher has them at production dims (everything
-divisible by 16, hidden stride 1), and, under the name ``strided``, as it has them for views of odd dims.
+divisible by 16, hidden stride 1), and, under the name ``strided``, as it has them for views of odd dims. With
+``--one-for-each-kernel`` the lines are the same, but `chosen` variants alone are compiled.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -282,6 +285,19 @@ def variants(capability: int) -> Iterator[Variant]:
     yield Variant(sequence_sums_kernel, torch.float64, summed, {"BLOCK": 1024}, {}, True, "aligned")
 
 
+def chosen(offered: Iterable[Variant]) -> list[Variant]:
+    """One variant of each kernel, which counts twice if tensor descriptors serve it too; the dtypes take turns."""
+    kernels: dict[tuple[Any, bool], list[Variant]] = {}
+    for variant in offered:
+        described = any(pointer.startswith("tensordesc") for pointer in variant.pointers.values())
+        kernels.setdefault((variant.kernel, described), []).append(variant)
+    dtypes = itertools.cycle(_POINTEES)
+    return [
+        next((variant for variant in versions if variant.dtype == dtype), versions[0])
+        for versions, dtype in zip(kernels.values(), dtypes, strict=False)
+    ]
+
+
 def narrow_offsets(ttir: str) -> list[str]:
     """Lines that add 32-bit products of indices and strides to pointers; a plain column index may have 32 bits."""
     made = dict(re.findall(r"^\s*(%[\w#]+) = (.*)$", ttir, re.MULTILINE))
@@ -301,14 +317,20 @@ def narrow_offsets(ttir: str) -> list[str]:
     return [match.string.strip() for match in found if match and is_product(match[1], set())]
 
 
-def build(variant: Variant, capability: int) -> dict[str, Any]:
-    """What the compiler and ptxas say of one kernel on one target."""
-    found: dict[str, Any] = {
+def heading(variant: Variant, capability: int, compiled: bool) -> dict[str, Any]:
+    """What a line says of a variant whether it is compiled or not."""
+    return {
         "kernel": variant.kernel.__name__,
         "dtype": str(variant.dtype).removeprefix("torch."),
         "variant": variant.label,
         "capability": capability,
+        "compiled": compiled,
     }
+
+
+def build(variant: Variant, capability: int) -> dict[str, Any]:
+    """What the compiler and ptxas say of one kernel on one target."""
+    found = heading(variant, capability, True)
     log = io.StringIO()
     try:
         with contextlib.redirect_stdout(log):
@@ -332,15 +354,23 @@ def build(variant: Variant, capability: int) -> dict[str, Any]:
     }
 
 
-def main(capabilities: list[int]) -> None:
+def main(capabilities: list[int], one_for_each_kernel: bool) -> None:
     """One line a variant."""
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
         for capability in capabilities:
-            for variant in variants(capability):
-                sys.stdout.write(json.dumps(build(variant, capability)) + "\n")
+            offered = list(variants(capability))
+            wanted = chosen(offered) if one_for_each_kernel else offered
+            for variant in offered:
+                compiled = variant in wanted
+                line = build(variant, capability) if compiled else heading(variant, capability, False)
+                sys.stdout.write(json.dumps(line) + "\n")
                 sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main([int(a) for a in sys.argv[1:]])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("capabilities", type=int, nargs="+")
+    parser.add_argument("--one-for-each-kernel", action="store_true")
+    given = parser.parse_args()
+    main(given.capabilities, given.one_for_each_kernel)

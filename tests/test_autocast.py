@@ -24,12 +24,12 @@ from ktonum.op import Op
 from ktonum.results import Measurement
 
 
-@pytest.fixture(scope="module")
-def cases() -> list[tuple[Op, Case]]:
-    """KTO in float32 at the dims of the long count of false alarms."""
+@pytest.fixture(scope="module", params=[700, pytest.param(2000, marks=pytest.mark.exhaustive)])
+def cases(request: pytest.FixtureRequest) -> list[tuple[Op, Case]]:
+    """KTO in float32 at the dims of the long count of false alarms, as many as there are among its first cases."""
     sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
     count = importlib.import_module("count_false_alarms")
-    numbered = (count.case_number(i) for i in range(2000))
+    numbered = (count.case_number(i) for i in range(request.param))
     return [(op, case) for s, op, case in numbered if s.label == "kto, float32 inside" and case.dtype == "fp32"]
 
 
@@ -45,8 +45,8 @@ def test_log_probabilities_in_bfloat16_show_over_several_draws(cases: list[tuple
         found = list(_measured(replace(op, candidate=LogpsLeftToAutocast), case))
         by_draws += any(not m.within for m in found if "draws" in m.name)
         by_one += any(not m.within for m in found if "draws" not in m.name)
-    # 29 and 1 of 31; another CPU's products round a little otherwise.
-    assert len(cases) == 31 and by_draws >= 27 and by_one <= 4
+    # 10 and 0 of 11, 29 and 1 of 31; another CPU's products round a little otherwise.
+    assert len(cases) in (11, 31) and by_draws >= 0.85 * len(cases) and by_one <= 0.13 * len(cases)
 
 
 def test_a_right_candidate_is_far_from_the_bound(cases: list[tuple[Op, Case]]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import run, start
+from support.command_line import run, start
 from throwaway_ops import write_ops
 
 from ktonum.audit_plan import AuditSettings
@@ -208,7 +208,7 @@ def test_a_candidate_that_raises_gets_no_table(tmp_path: Path) -> None:
 
 
 def test_a_candidate_that_ends_its_process_gets_no_table(tmp_path: Path) -> None:
-    status, out, _ = calibrate(tmp_path, "exits", "--seeds", "2", "-n", "1")
+    status, out, _ = calibrate(tmp_path, "exits", "--seeds", "2", "-n", "1", "--only", "N=5")
     assert status == 1 and "the process died while the candidate ran" in out and "no table was written" in out
     assert not (tmp_path / "exits.toml").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 from mutants import DEFECTS, MODEL, NONE, POINTS, DependsOnBatch, LogitsRounded
 from plain_kto import PlainKTO
-from planted import ALL, Defect
+from planted import ALL, Defect, in_dtypes
 from small_defects import LOSS_DEFECTS, NORM_DEFECTS
 from small_ops import RMS_NORM, SOFTMAX_LOSS
+from support.combinations import combinations, covering
 
+from ktonum.bounds import STANDARDS
 from ktonum.cases import Case, Point
 from ktonum.checks import CHECKS, checks_for
 from ktonum.checks.law import law_check
@@ -33,13 +36,29 @@ SMALL = {
     "rms_norm": (RMS_NORM, NORM_DEFECTS),
     "rms_norm-measured": (replace(RMS_NORM, error_model=None), NORM_DEFECTS),
 }
-PLANTED = [
-    pytest.param(op, defect, dtype, id=f"{name}-{defect.name}-{dtype}")
-    for name, (op, defects) in {"kto": (OP, DEFECTS), **SMALL}.items()
-    for defect in defects
-    for dtype in defect.dtypes
-    if dtype == "fp64" or set(defect.flagged_by) != {"gradcheck"}
-]
+
+
+def _planted() -> list[Any]:
+    """Every defect in every dtype in which it shows."""
+    found = []
+    for name, (op, defects) in {"kto": (OP, DEFECTS), **SMALL}.items():
+        for defect in defects:
+            shown = [d for d in defect.dtypes if d == "fp64" or set(defect.flagged_by) != {"gradcheck"}]
+            for dtype, marks in in_dtypes(defect.name, shown, defect.flagged_by):
+                found.append(pytest.param(op, defect, dtype, id=f"{name}-{defect.name}-{dtype}", marks=marks))
+    return found
+
+
+#: Checks that are asked on long reductions or many draws: most of an audit's time.
+LONG = ("growth", "bias")
+
+
+def _points() -> list[Any]:
+    """Every point in every dtype; by default each point in one dtype, and `LONG` at the first alone."""
+    short = [MODEL, *(replace(point, without=(*point.without, *LONG)) for point in POINTS if point is not MODEL)]
+    pairs = list(itertools.product(short, ALL))
+    kept = [pytest.param(*pairs[place]) for place in covering((short, ALL))]
+    return kept + [pytest.param(*pair, marks=pytest.mark.exhaustive) for pair in itertools.product(POINTS, ALL)]
 
 
 #: Memory is counted on GPUs; tests/test_peak_memory.py stands in for one.
@@ -68,6 +87,9 @@ def assert_all_pass(results: list[CheckResult]) -> None:
         assert not result.vacuous, (result.case, result.check, result.reason)
 
 
+PLANTED = _planted()
+
+
 @pytest.mark.parametrize(("op", "defect", "dtype"), PLANTED)
 def test_a_planted_defect_is_flagged(op: Op, defect: Defect, dtype: str) -> None:
     planted = replace(op, candidate=defect.candidate, dims=[defect.point])
@@ -80,6 +102,15 @@ def test_a_planted_defect_is_flagged(op: Op, defect: Defect, dtype: str) -> None
         result = run_check(check_named(planted, case, name), context)
         assert result.verdict is expected, (name, result.verdict, result.reason, result.details)
         assert result.failed and result.reason
+
+
+def test_every_defect_is_planted_in_the_default_run_and_every_check_asked() -> None:
+    everything = {(id(op), defect.name) for op, defect, _ in (p.values for p in PLANTED)}
+    by_default = [p.values for p in PLANTED if not p.marks]
+    assert len(everything) == len(DEFECTS) + 2 * len(LOSS_DEFECTS) + 2 * len(NORM_DEFECTS)
+    assert {(id(op), defect.name) for op, defect, _ in by_default} == everything
+    asked = {(check, dtype) for _, defect, dtype in by_default for check in defect.flagged_by}
+    assert _CHECKS_THAT_RUN_HERE <= {check for check, dtype in asked if check != "gradcheck" or dtype == "fp64"}
 
 
 def test_every_check_and_every_law_of_kto_flags_something() -> None:
@@ -111,33 +142,30 @@ def test_every_defect_is_flagged_by_something_in_some_dtype() -> None:
         assert set(defect.flagged_by) != {"gradcheck"} or "fp64" in defect.dtypes, defect.name
 
 
-@pytest.mark.parametrize("dtype", ALL)
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(("point", "dtype"), _points())
 def test_a_right_kto_loss_passes_every_check(point: Point, dtype: str) -> None:
     assert_all_pass(audited(replace(OP, candidate=PlainKTO, dims=[point]), dtype))
 
 
-@pytest.mark.parametrize("dtype", ALL)
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(("point", "dtype"), _points())
 def test_plain_pytorch_meets_eager(point: Point, dtype: str) -> None:
     assert_all_pass(audited(replace(OP, candidate=ReferenceKTOLoss, dims=[point]), dtype, "eager"))
 
 
-@pytest.mark.parametrize("standard", ["precise", "eager"])
-@pytest.mark.parametrize("dtype", ALL)
-@pytest.mark.parametrize("name", SMALL)
-def test_right_small_ops_pass_every_check(name: str, dtype: str, standard: str) -> None:
+@combinations("held, dtype", itertools.product(SMALL, STANDARDS), ALL, ids=str)
+def test_right_small_ops_pass_every_check(held: tuple[str, str], dtype: str) -> None:
+    name, standard = held
     assert_all_pass(audited(SMALL[name][0], dtype, standard))
 
 
-@pytest.mark.parametrize("dtype", ALL)
-@pytest.mark.parametrize("name", ["softmax_loss-measured", "rms_norm-measured"])
+@combinations("name, dtype", ("softmax_loss-measured", "rms_norm-measured"), ALL)
 def test_the_reference_itself_meets_eager(name: str, dtype: str) -> None:
     # In float64 it is the oracle: its error is zero, and a bound that is a multiple of it would refuse every run.
     op = SMALL[name][0]
     assert_all_pass(audited(replace(op, candidate=op.reference), dtype, "eager"))
 
 
+@pytest.mark.exhaustive  # `./run audit` asks the same of the kernels
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_the_kernels_pass_every_check(dtype: str) -> None:
     assert_all_pass(audited(replace(OP, dims=[MODEL]), dtype))
@@ -155,12 +183,11 @@ def _first_sequence_masked(draw: Draw) -> dict[str, Any]:
     return inputs
 
 
-@pytest.mark.parametrize("dtype", ALL)
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@combinations("reduction, dtype", ("mean", "sum", "none"), ALL)
 def test_a_sequence_without_a_loss_is_no_error(reduction: str, dtype: str) -> None:
     # Its average log-probability is 0/0, NaN on both sides.
     parameters = {"average_log_prob": True, "reduction": reduction}
-    without = ("gradcheck",) if reduction == "none" else ()  # no differences of NaN
+    without = LONG + (("gradcheck",) if reduction == "none" else ())  # no differences of NaN
     point = Point({"B": 4, "T": 5, "H": 8, "V": 11}, parameters, without=without)
     results = audited(replace(OP, candidate=PlainKTO, sample=_first_sequence_masked, dims=[point]), dtype)
     assert_all_pass(results)

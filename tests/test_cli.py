@@ -12,36 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.command_line import ROOT, audit, run, run_process, start
 from throwaway_ops import write_ops
 
 import ktonum
 from ktonum import cli
 from ktonum.results import Report, Verdict
-
-ROOT = Path(ktonum.__file__).resolve().parents[1]
-
-
-def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "KTONUM_"))}
-    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-    command = [sys.executable, "-m", "ktonum.cli", *arguments]
-    return subprocess.Popen(
-        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-
-def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
-    process = start(folder, *arguments, **environment)
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
-def audit(folder: Path, op: str, *arguments: str, **environment: str) -> tuple[int, str, str, Report]:
-    """Audit a throwaway op on the CPU in fp32; status, output, errors and the report."""
-    write_ops(folder)
-    common = ("--device", "cpu", "--dtype", "fp32", "--json", "report.json")
-    status, out, err = run(folder, "audit", f"throwaway.py:{op}", *common, *arguments, **environment)
-    return status, out, err, Report.from_json(folder / "report.json")
 
 
 def comparable(report: Report) -> list[dict[str, Any]]:
@@ -65,8 +41,8 @@ def test_a_right_candidate_passes_and_the_number_of_workers_changes_nothing(tmp_
     assert "The audit passes" in page and "right[N=4,M=33]-fp32-cpu" in page
     assert "<link" not in page and "src=" not in page
 
-    status, _, _, spread = audit(tmp_path, "right", "-n", "2")
-    assert status == 0
+    status, _, err, spread = audit(tmp_path, "right", "-n", "2")
+    assert (status, err) == (0, "")
     assert comparable(spread) == comparable(alone)
 
 
@@ -100,24 +76,39 @@ def test_a_candidate_that_raises_or_returns_nonsense_is_an_error(tmp_path: Path,
         assert "in raises_" in report.results[0].details
 
 
-@pytest.mark.parametrize(
-    ("op", "reason", "arguments"),
-    [
-        ("exits", "the process died", ()),
-        ("poisoned", "an illegal memory access", ()),
-        ("hangs", "hung: no verdict within", ("--timeout", "4")),
-    ],
-)
-def test_a_process_that_dies_costs_its_own_verdict_alone(
-    tmp_path: Path, op: str, reason: str, arguments: tuple[str, ...]
-) -> None:
-    status, out, _, report = audit(tmp_path, op, "-n", "1", "--only", "forward", *arguments)
+MISFORTUNES = """
+def unlucky_(x):
+    return {5: exits_, 6: poisoned_, 7: hangs_}.get(len(x), right_)(x[:5]) if len(x) in (5, 6, 7) else right_(x)
+
+
+dims = [{"N": n, "M": 7} for n in (4, 5, 6, 7, 8)]
+unlucky = Op(name="unlucky", candidate=unlucky_, reference=reference, sample=sample, dims=dims)
+"""
+
+
+def test_a_process_that_dies_costs_its_own_verdict_alone(tmp_path: Path) -> None:
+    """By ending itself, by losing its CUDA context, and by hanging; each costs a worker, and the next one goes on."""
+    file = write_ops(tmp_path)
+    file.write_text(file.read_text(encoding="utf-8") + MISFORTUNES, encoding="utf-8")
+    common = ("--device", "cpu", "--dtype", "fp32", "--json", "report.json", "--junit", "junit.xml")
+    status, out, _ = run(
+        tmp_path, "audit", "throwaway.py:unlucky", *common, "-n", "1", "--only", "forward", "--timeout", "4"
+    )
     assert status == 1
+    report = Report.from_json(tmp_path / "report.json")
     verdicts = {r.case.partition("[")[2].partition(",")[0]: r for r in report.results}
-    assert [verdicts[n].verdict.value for n in ("N=4", "N=5", "N=6")] == ["PASS", "ERROR", "PASS"], out
-    assert reason in verdicts["N=5"].reason
-    if op == "hangs":
-        assert "in hangs_" in verdicts["N=5"].details
+    assert {n: r.verdict.value for n, r in verdicts.items()} == {
+        "N=4": "PASS",
+        "N=5": "ERROR",
+        "N=6": "ERROR",
+        "N=7": "ERROR",
+        "N=8": "PASS",
+    }, out
+    assert "the process died" in verdicts["N=5"].reason
+    assert "an illegal memory access" in verdicts["N=6"].reason
+    assert "hung: no verdict within" in verdicts["N=7"].reason and "in hangs_" in verdicts["N=7"].details
+    tests = list(ET.parse(tmp_path / "junit.xml").iter("testcase"))
+    assert len(tests) == 5, "a worker's end is no test of its own"
 
 
 def test_without_workers_a_lost_context_fails_what_comes_after_it(tmp_path: Path) -> None:
@@ -127,8 +118,8 @@ def test_without_workers_a_lost_context_fails_what_comes_after_it(tmp_path: Path
     assert "not run: this process lost its CUDA context in poisoned[N=5" in report.results[2].reason
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_what_was_measured_before_an_interruption_is_written(tmp_path: Path, stop: signal.Signals) -> None:
+def test_what_was_measured_before_an_interruption_is_written(tmp_path: Path) -> None:
+    """SIGTERM, from outside."""
     write_ops(tmp_path)
     arguments = ("audit", "throwaway.py:slow", "--device", "cpu", "--dtype", "fp32", "-n", "0", "--json", "report.json")
     process = start(tmp_path, *arguments, PYTHONUNBUFFERED="1")
@@ -136,10 +127,33 @@ def test_what_was_measured_before_an_interruption_is_written(tmp_path: Path, sto
     while not process.stdout.readline().startswith("PASS"):
         assert process.poll() is None
     time.sleep(0.1)
-    process.send_signal(stop)
+    process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    report = Report.from_json(tmp_path / "report.json")
+    _check_interrupted(out, Report.from_json(tmp_path / "report.json"))
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_either_signal_interrupts_while_the_candidate_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: signal.Signals
+) -> None:
+    file = write_ops(tmp_path)
+    text = file.read_text(encoding="utf-8").replace(
+        "time.sleep(0.3)", f"x.shape[0] == 5 and os.kill(os.getpid(), {stop:d})"
+    )
+    file.write_text(text, encoding="utf-8")
+    # A test session in the background of a shell ignores SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        common = ("--device", "cpu", "--dtype", "fp32", "--json", "report.json")
+        status, out, err = run(tmp_path, "audit", "throwaway.py:slow", *common, "-n", "0")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert status == 130, err
+    _check_interrupted(out, Report.from_json(tmp_path / "report.json"))
+
+
+def _check_interrupted(out: str, report: Report) -> None:
     assert 1 <= len(report.results) < 45
     assert report.environment["audit"]["interrupted"] is True
     assert "The audit is unfinished" in out and "not run" in out
@@ -253,7 +267,7 @@ def test_help_and_version_load_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
     )
     assert done.stdout.decode().strip() == "[]", done.stderr.decode()
-    status, out, _ = run(tmp_path, "--version")
+    status, out, _ = run_process(tmp_path, "--version")
     assert status == 0 and out.strip() == f"ktonum {ktonum.__version__}"
 
 

@@ -6,7 +6,7 @@ import importlib
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ from mutants import KL_NEGATIVE, POINTS
 from plain_kto import PlainKTO
 from planted import ALL
 from small_ops import RMS_NORM, SOFTMAX_LOSS
+from support.combinations import few_or_many
 
 from ktonum.cases import Case, Point
 from ktonum.checks import Inapplicable, bias, checks_for
@@ -28,8 +29,6 @@ from ktonum.results import Measurement
 
 ROOT = Path(__file__).resolve().parents[1]
 
-#: Seeds of each point and dtype.
-SEEDS = 12
 KTO = replace(OP, candidate=PlainKTO)
 
 
@@ -63,15 +62,21 @@ def _without_draw(op: Op) -> Op:
     )
 
 
-def measurements(op: Op, points: tuple[Point, ...], dtype: str, seeds: int, standard: str) -> Iterator[Taken]:
-    """Every measurement of every check that measures; those of gradcheck have tests of their own."""
+#: The checks whose measurements say how near a bound is to the errors.
+PLAIN = ("forward", "gradients")
+
+
+def measurements(
+    op: Op, points: Iterable[Point], dtype: str, seeds: int, standard: str, checks: Collection[str] = ()
+) -> Iterator[Taken]:
+    """Every measurement of every check that measures, or of ``checks``; those of gradcheck have tests of their own."""
     op = replace(op, reductions=())  # the many long runs of `growth` have seeds of their own in tests/test_growth.py
     for point in points:
         for seed in range(seeds):
             reseeded = _reseeded(op, point, seed)
             (case,) = reseeded.cases(profile="quick", dtypes=[dtype], device="cpu")
             context = CaseContext(reseeded, case)
-            for check in checks_for(reseeded, case):
+            for check in (c for c in checks_for(reseeded, case) if not checks or c.name in checks):
                 try:
                     probes = () if check.probes is None else check.probes(context)
                 except Inapplicable:
@@ -82,11 +87,12 @@ def measurements(op: Op, points: tuple[Point, ...], dtype: str, seeds: int, stan
 
 
 @pytest.mark.parametrize("dtype", ALL)
-def test_a_right_kto_loss_raises_no_alarm_and_uses_its_bounds(dtype: str) -> None:
+@pytest.mark.parametrize(("seeds", "checks"), [(2, PLAIN), pytest.param(12, (), marks=pytest.mark.exhaustive)])
+def test_a_right_kto_loss_raises_no_alarm_and_uses_its_bounds(seeds: int, checks: tuple[str, ...], dtype: str) -> None:
     uses: dict[str, list[float]] = defaultdict(list)
-    for taken in measurements(KTO, POINTS, dtype, SEEDS, "precise"):
+    for taken in measurements(KTO, POINTS, dtype, seeds, "precise", checks):
         assert taken.measurement.within, taken
-        if taken.check in ("forward", "gradients"):
+        if taken.check in PLAIN:
             uses[taken.kind].append(taken.measurement.use)
     gradients = {kind: statistics.median(found) for kind, found in uses.items() if kind.startswith("grad_")}
     assert {kind.partition("/")[0] for kind in gradients} == {"grad_input", "grad_weight", "grad_bias"}
@@ -97,30 +103,34 @@ def test_a_right_kto_loss_raises_no_alarm_and_uses_its_bounds(dtype: str) -> Non
 
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize("op", [SOFTMAX_LOSS, RMS_NORM], ids=lambda op: op.name)
-def test_right_small_ops_raise_no_alarm(op: Op, dtype: str) -> None:
-    for taken in measurements(_without_draw(op), op.points("quick"), dtype, 25, "precise"):
+@few_or_many("seeds", 3, 25)
+def test_right_small_ops_raise_no_alarm(op: Op, dtype: str, seeds: int) -> None:
+    for taken in measurements(_without_draw(op), op.points("quick"), dtype, seeds, "precise"):
         assert taken.measurement.within, taken
 
 
 @pytest.mark.parametrize("standard", ["precise", "eager"])
 @pytest.mark.parametrize("dtype", ALL)
-def test_a_measured_bound_of_many_elements_raises_no_alarm(dtype: str, standard: str) -> None:
+@few_or_many("seeds", 2, 25)
+def test_a_measured_bound_of_many_elements_raises_no_alarm(dtype: str, standard: str, seeds: int) -> None:
     op = replace(RMS_NORM, error_model=None)
-    for taken in measurements(_without_draw(op), op.points("quick"), dtype, 25, standard):
+    for taken in measurements(_without_draw(op), op.points("quick"), dtype, seeds, standard):
         assert taken.measurement.within, taken
 
 
-def test_a_measured_bound_of_one_element_raises_no_alarm() -> None:
+@few_or_many("seeds", 4, 60)
+def test_a_measured_bound_of_one_element_raises_no_alarm(seeds: int) -> None:
     op = replace(SOFTMAX_LOSS, error_model=None)
     wide = (Point({"N": 64, "V": 501}, {"scale": 1.7}),)
     for dtype in ("fp32", "fp64"):
-        for taken in measurements(_without_draw(op), wide, dtype, 60, "precise"):
+        for taken in measurements(_without_draw(op), wide, dtype, seeds, "precise"):
             assert taken.measurement.within, taken
 
 
-def test_plain_pytorch_meets_eager_where_sigmoids_saturate() -> None:
+@few_or_many("seeds", 2, 8)
+def test_plain_pytorch_meets_eager_where_sigmoids_saturate(seeds: int) -> None:
     op = replace(OP, candidate=ReferenceKTOLoss)
-    for taken in measurements(op, (KL_NEGATIVE,), "fp32", 8, "eager"):
+    for taken in measurements(op, (KL_NEGATIVE,), "fp32", seeds, "eager"):
         assert taken.measurement.within, taken
 
 
@@ -133,8 +143,13 @@ def count() -> ModuleType:
 
 
 # Beyond the blocks that benchmarks/results/false_alarms.jsonl records.
-@pytest.mark.parametrize("number", [1000, 1001])
-def test_a_block_of_the_long_count_raises_no_alarm(count: ModuleType, number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "cases"), [(12000, 6), *(pytest.param(n, 50, marks=pytest.mark.exhaustive) for n in (1000, 1001))]
+)
+def test_a_block_of_the_long_count_raises_no_alarm(
+    count: ModuleType, number: int, cases: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(count, "BLOCK", cases)
     block = count.run_block(number)
     assert sum(block.cases.values()) == count.BLOCK and block.measurements > 10 * count.BLOCK
     assert block.alarms == ()
@@ -145,6 +160,7 @@ def test_the_long_count_raises_alarms_and_goes_on_where_it_stopped(
 ) -> None:
     wrong = replace(RMS_NORM, candidate=lambda x, weight, eps: {"y": 1.01 * x * weight})
     monkeypatch.setattr(count, "subjects", lambda: (count.Subject(wrong, "precise", "wrong"),))
+    monkeypatch.setattr(count, "BLOCK", 8)
     block = count.run_block(0)
     assert any("::forward y/element" in text for text in block.alarms)
     state = tmp_path / "state.jsonl"

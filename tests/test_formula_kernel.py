@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
 import torch
+from support.combinations import combinations
 from torch import Tensor
 
 from ktonum.kernels.autograd import differentiable_formula
@@ -94,14 +94,19 @@ CONFIGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("parameters", CONFIGS, ids=str)
-@pytest.mark.parametrize("batch", [1, 7, 128, 129, 300])
-def test_every_configuration(batch: int, parameters: dict[str, Any], reduction: str, device: torch.device) -> None:
+BATCHES = (1, 7, 128, 129, 300)
+REDUCTIONS = ("mean", "sum", "none")
+REFERENCES = {"with a reference": True, "without": False}
+KLS = ("none", "scalar", "(1,)", "(B,)")
+
+
+@combinations("batch, parameters, reduction, reference, kl", BATCHES, CONFIGS, REDUCTIONS, REFERENCES, KLS, strength=2)
+def test_every_configuration(
+    batch: int, parameters: dict[str, Any], reduction: str, reference: bool, kl: str, device: torch.device
+) -> None:
     config = KTOConfig(**parameters, reduction=reduction)  # type: ignore[arg-type]
-    for reference, kl in itertools.product((True, False), ("none", "scalar", "(1,)", "(B,)")):
-        inputs = drawn(batch, device, reference=reference, kl=kl)
-        assert max(differences(inputs, config)) < RELATIVE, (reference, kl)
+    inputs = drawn(batch, device, reference=reference, kl=kl)
+    assert max(differences(inputs, config)) < RELATIVE
 
 
 @pytest.mark.parametrize("average", [False, True])

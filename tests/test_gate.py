@@ -25,6 +25,7 @@ from gate_reports import (
 )
 from simulated_audits import ENVIRONMENT, SimulatedAudit
 from small_ops import RMS_NORM, rms_norm_with
+from support.combinations import few_or_many
 from torch import Tensor
 
 from ktonum.auditing import audit_case
@@ -76,27 +77,25 @@ def test_an_identical_audit_passes_and_says_that_nothing_changed() -> None:
     assert not (same.growths or same.shrunk or same.environment or same.new or same.standards)
 
 
-PAIRS = 200
-
-
+@few_or_many("pairs", 20, 200)
 @pytest.mark.parametrize(
     ("audit", "baseline_inputs", "questions"),
     [(MODEL, 0, 2), (replace(MODEL, changed=0.4), 0, 2), (MODEL, 1, 4)],
     ids=["same inputs", "most numbers equal", "other inputs"],
 )
 def test_audits_drawn_anew_raise_no_more_false_alarms_than_stated(
-    audit: SimulatedAudit, baseline_inputs: int, questions: int
+    audit: SimulatedAudit, baseline_inputs: int, questions: int, pairs: int
 ) -> None:
     """Two questions; where inputs, and so bounds, are others, each of them about errors and about shares of bounds."""
     alarms = 0
-    for i in range(PAIRS):
+    for i in range(pairs):
         before = audit.report(2 * i, inputs=100 * i + baseline_inputs)
         found = gate(audit.report(2 * i + 1, inputs=100 * i, baseline=2 * i), before)
         assert 0 < found.changed <= found.errors
         alarms += not found.passed
     rate = questions * FALSE_ALARM
     # No more than chance allows at the stated rate: three standard errors.
-    assert alarms <= PAIRS * rate + 3 * math.sqrt(PAIRS * rate * (1 - rate))
+    assert alarms <= pairs * rate + 3 * math.sqrt(pairs * rate * (1 - rate))
 
 
 @pytest.mark.parametrize(
@@ -119,14 +118,16 @@ def test_audits_drawn_anew_raise_no_more_false_alarms_than_stated(
         "numbers, doubled",
     ],
 )
+@few_or_many("pairs", 10, 40)
 def test_growth_of_ten_per_cent_is_found_where_errors_are_steady(
-    where: Callable[[str, str], bool], factor: float, least: float
+    where: Callable[[str, str], bool], factor: float, least: float, pairs: int
 ) -> None:
-    found = [gate(replace(MODEL, error=times(factor, where)).report(2 * i + 1), MODEL.report(2 * i)) for i in range(40)]
+    grown = replace(MODEL, error=times(factor, where))
+    found = [gate(grown.report(2 * i + 1), MODEL.report(2 * i)) for i in range(pairs)]
     flagged = [g for g in found if any(x.attribution is Attribution.KERNEL_WORSE for x in g.growths)]
     assert all(not g.passed for g in flagged)
-    # What was measured over 300 pairs, less three standard errors of 40.
-    assert len(flagged) >= 40 * least - 3 * math.sqrt(40 * least * (1 - least))
+    # What was measured over 300 pairs, less three standard errors of as many as there are here.
+    assert len(flagged) >= pairs * least - 3 * math.sqrt(pairs * least * (1 - least))
 
 
 def test_growth_names_the_tensor_the_dtypes_and_the_ratio() -> None:

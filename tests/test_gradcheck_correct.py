@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from gradcheck_functions import F64, draw, edited, failure, kto, kto_inputs
+from support.combinations import few_or_many
 
 from ktonum.gradient_check.gradcheck import gradcheck
 from ktonum.results import Verdict
@@ -28,26 +29,29 @@ def correct(seed: int) -> Iterator[tuple[Callable[..., Any], Any]]:
     yield lambda a: torch.log_softmax(a.float(), -1).double(), draw(seed, 2, 4)
 
 
+@few_or_many("seeds", 10, 100)
 @pytest.mark.parametrize("kind", range(10))
-def test_no_false_alarm(kind: int) -> None:
-    # 10 kinds of 100 seeds each: 1,000 checks, not one alarm. Float32 inside (the last) may drown a faint gradient.
+def test_no_false_alarm(kind: int, seeds: int) -> None:
+    # 10 kinds of up to 100 seeds: 1,000 checks, not one alarm. Float32 inside (the last) may drown a faint gradient.
     accepted = {Verdict.PASS, Verdict.INCONCLUSIVE} if kind == 9 else {Verdict.PASS}
-    for seed in range(100):
+    for seed in range(seeds):
         fn, inputs = list(correct(7 * seed))[kind]
         result = gradcheck(fn, inputs, seed=seed, raise_exception=False)
         assert result.verdict in accepted, result
         assert result.evaluations <= 32
 
 
-def test_power_of_one_part_in_a_million_on_kto() -> None:
-    for seed in range(50):
+@few_or_many("seeds", 8, 50)
+def test_power_of_one_part_in_a_million_on_kto(seeds: int) -> None:
+    for seed in range(seeds):
         result = gradcheck(lambda *i: kto(*i), kto_inputs(seed), seed=seed)
         assert max(e.relative_power for e in result.inputs) < 1e-6
 
 
+@few_or_many("seeds", 5, 30)
 @pytest.mark.parametrize("told", [None, "float32", torch.float32])
-def test_float32_inside_is_never_a_false_alarm(told: Any) -> None:
-    for seed in range(30):
+def test_float32_inside_is_never_a_false_alarm(told: Any, seeds: int) -> None:
+    for seed in range(seeds):
         inputs = kto_inputs(seed)
         for cast in (lambda y: y, lambda y: y.double()):
             fn = lambda *i, cast=cast: cast(kto(*(x.float() for x in i))[1])  # noqa: E731

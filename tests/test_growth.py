@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from op_defects import OPS
 from planted import ALL
 from small_ops import NORM_POINT, RMS_NORM, SOFTMAX_LOSS
+from support.combinations import combinations
 from torch import Tensor
 
 from ktonum.bounds import STANDARDS
@@ -76,10 +78,10 @@ def test_errors_that_stay_are_told_so() -> None:
     assert scheme([float("nan"), 1.0, 1.0], stored=torch.float32, accumulator=torch.float32) == "not finite"
 
 
-@pytest.mark.parametrize("dtype", ALL)
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("op", [SOFTMAX_LOSS, RMS_NORM], ids=lambda op: op.name)
-def test_right_ops_stay_within_their_bounds_as_they_grow(op: Op, seed: int, dtype: str) -> None:
+@combinations(
+    "op, dtype, seed", [SOFTMAX_LOSS, RMS_NORM], ALL, range(3), ids=lambda value: getattr(value, "name", None)
+)
+def test_right_ops_stay_within_their_bounds_as_they_grow(op: Op, dtype: str, seed: int) -> None:
     # The seed is that of the case's name, of which every dim is a part.
     point = replace(op.points("quick")[0], dims={**op.points("quick")[0].dims, "N": 5 + seed})
     (case,) = replace(op, dims=[point]).cases(profile="quick", dtypes=[dtype], device="cpu")
@@ -87,10 +89,11 @@ def test_right_ops_stay_within_their_bounds_as_they_grow(op: Op, seed: int, dtyp
     assert result.verdict is Verdict.PASS and result.meets == STANDARDS, result.reason
 
 
-@pytest.mark.parametrize("standard", STANDARDS)
-@pytest.mark.parametrize("dtype", ALL)
-@pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.reductions])
-def test_the_ready_ops_stay_within_their_bounds_as_they_grow(name: str, dtype: str, standard: str) -> None:
+@combinations(
+    "held, dtype", itertools.product([name for name, op in OPS.items() if op.reductions], STANDARDS), ALL, ids=str
+)
+def test_the_ready_ops_stay_within_their_bounds_as_they_grow(held: tuple[str, str], dtype: str) -> None:
+    name, standard = held
     op = OPS[name]
     right = op.with_candidate("upcast").candidate if standard == "precise" else op.reference
     (point,) = (p for p in op.points("quick") if "growth" in p.checks)

@@ -21,6 +21,7 @@ from kto_inputs import (
     tracked,
 )
 from kto_rounding import objections, spreads
+from support.combinations import combinations
 from torch import Tensor
 
 from ktonum.kernels import hardware
@@ -29,25 +30,22 @@ from ktonum.kernels.loss import FusedLinearKTOLoss, fused_linear_kto_loss
 from ktonum.kernels.validation import KTOInputs
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("dims", DIMS, ids=str)
+@combinations("dims, dtype", DIMS, DTYPES, ids=str)
 def test_every_size(dims: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
     hold_gradients(draw(Recipe(dims=dims, dtype=dtype, reference="model", kl="scalar"), device), KTOConfig())
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "parameters",
-    [
-        {"beta": 0.37, "desirable_weight": 1.3, "undesirable_weight": 0.7},
-        {"loss_type": "apo_zero_unpaired", "beta": 0.5, "undesirable_weight": 2.0},
-        {"reduction": "sum", "beta": -0.2},
-        {"reduction": "none"},
-        {"average_log_prob": True, "beta": 2.0},
-        {"average_log_prob": True, "reduction": "none", "desirable_weight": 0.0},
-    ],
-    ids=str,
-)
+PARAMETERS = [
+    {"beta": 0.37, "desirable_weight": 1.3, "undesirable_weight": 0.7},
+    {"loss_type": "apo_zero_unpaired", "beta": 0.5, "undesirable_weight": 2.0},
+    {"reduction": "sum", "beta": -0.2},
+    {"reduction": "none"},
+    {"average_log_prob": True, "beta": 2.0},
+    {"average_log_prob": True, "reduction": "none", "desirable_weight": 0.0},
+]
+
+
+@combinations("parameters, dtype", PARAMETERS, DTYPES, ids=str)
 def test_every_parameter(parameters: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
     kl = "none" if "loss_type" in parameters else "sequences"
     bias = "reduction" not in parameters
@@ -55,15 +53,13 @@ def test_every_parameter(parameters: dict[str, Any], dtype: torch.dtype, device:
     hold_gradients(inputs, KTOConfig(**parameters))
 
 
-@pytest.mark.parametrize("reference", ["none", "other model", "logps"])
-@pytest.mark.parametrize("kl", ["none", "(B,)", "sequences"])
+@combinations("reference, kl", ["none", "other model", "logps"], ["none", "(B,)", "sequences"])
 def test_every_reference_and_kl(reference: str, kl: str, device: torch.device) -> None:
     inputs = draw(Recipe(dims=(4, 3, 19, 41), dtype=torch.float32, reference=reference, kl=kl, seed=1), device)
     hold_gradients(inputs, KTOConfig(beta=0.3))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("upstream", [-1.0, 3.7, 1e-3, 128.0])
+@combinations("upstream, dtype", [-1.0, 3.7, 1e-3, 128.0], DTYPES, ids=str)
 def test_an_upstream_gradient_that_is_not_one(upstream: float, dtype: torch.dtype, device: torch.device) -> None:
     inputs = draw(Recipe(dtype=dtype, reference="model"), device)
     hold_gradients(inputs, KTOConfig(), torch.tensor(upstream, device=device))
@@ -114,8 +110,7 @@ def test_a_batch_of_one_label(desirable: bool, device: torch.device) -> None:
     hold_gradients(inputs, KTOConfig(undesirable_weight=1.5))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("token", [0, 6, 10])
+@combinations("token, dtype", [0, 6, 10], DTYPES, ids=str)
 def test_many_tokens_of_one_target(token: int, dtype: torch.dtype, device: torch.device) -> None:
     """A row of the weight whose gradient many tokens add to, beside rows that are nobody's target."""
     inputs = draw(Recipe(dims=(2, 110, 257, 11), dtype=dtype), device)
@@ -123,25 +118,21 @@ def test_many_tokens_of_one_target(token: int, dtype: torch.dtype, device: torch
     hold_gradients(inputs, KTOConfig())
 
 
-SUBSETS = [names for n in range(4) for names in itertools.combinations(DIFFERENTIABLE, n)]
+SUBSETS = {"+".join(names) or "nothing": names for n in range(4) for names in itertools.combinations(DIFFERENTIABLE, n)}
+#: Hidden size and dtype, by what serves them.
+OPERANDS = {"pointers": (19, torch.float16), "descriptors": (24, torch.float16), "float32": (24, torch.float32)}
 
 
-@pytest.mark.parametrize("path", PATHS[:2])
-@pytest.mark.parametrize("names", SUBSETS, ids=lambda names: "+".join(names) or "nothing")
-@pytest.mark.parametrize(
-    ("hidden", "dtype"),
-    [(19, torch.float16), (24, torch.float16), (24, torch.float32)],
-    ids=["pointers", "descriptors", "float32"],
-)
+@combinations("operands, names, path", OPERANDS, SUBSETS, PATHS[:2])
 def test_only_what_is_asked_for_is_computed(
-    hidden: int,
-    dtype: torch.dtype,
+    operands: tuple[int, torch.dtype],
     names: tuple[str, ...],
     path: str,
     device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    inputs = draw(Recipe(dims=(3, 6, hidden, 41), dtype=dtype, reference="model", kl="sequences"), device)
+    hidden, dtype = operands
+    inputs = draw(Recipe(dims=(3, 6, hidden, 41), dtype=dtype, kl="sequences"), device)
     options = options_of(path, inputs, monkeypatch)
     everything = kernel_outcome(inputs, KTOConfig(), options=options).gradients
     work = Work(monkeypatch)
@@ -178,9 +169,17 @@ def test_masked_tokens_cost_no_backward_work(path: str, device: torch.device, mo
     assert work.rows == {int((inputs.target != -100).sum())}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+# The forward's test runs float64 and bfloat16 by default: of each pair of dtypes that the same kernels serve, one.
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(dtype, marks=() if dtype in (torch.float32, torch.float16) else pytest.mark.exhaustive)
+        for dtype in DTYPES
+    ],
+    ids=str,
+)
 def test_twice_is_bitwise_the_same(dtype: torch.dtype, device: torch.device) -> None:
-    inputs = draw(Recipe(dims=(2, 70, 9, 300), dtype=dtype, reference="model", kl="sequences"), device)
+    inputs = draw(Recipe(dims=(2, 70, 9, 300), dtype=dtype, kl="sequences"), device)
     first, second = (kernel_outcome(inputs, KTOConfig()).gradients for _ in range(2))
     assert all(torch.equal(first[n], second[n]) for n in DIFFERENTIABLE)
 
@@ -196,7 +195,7 @@ def test_inputs_are_left_unmodified(device: torch.device) -> None:
         assert tensor._version == versions[name]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.exhaustive)], ids=str)
 def test_autocast_is_an_explicit_cast(dtype: torch.dtype, device: torch.device) -> None:
     leaves = tracked(draw(Recipe(dtype=torch.float32, reference="model", kl="sequences"), device))
     with torch.autocast(device.type, dtype):
@@ -220,7 +219,12 @@ def test_autocast_leaves_float64_alone(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize(
-    "parameters", [{}, {"reduction": "none", "average_log_prob": True, "loss_type": "kto"}], ids=str
+    "parameters",
+    [
+        pytest.param({}, marks=pytest.mark.exhaustive),
+        {"reduction": "none", "average_log_prob": True, "loss_type": "kto"},
+    ],
+    ids=str,
 )
 def test_compiled_in_one_graph(parameters: dict[str, Any], device: torch.device) -> None:
     inputs = draw(Recipe(dtype=torch.float32, reference="model", kl="sequences"), device)
@@ -251,8 +255,11 @@ def test_compiled_in_one_graph(parameters: dict[str, Any], device: torch.device)
     assert all(torch.equal(eager, compiled) for eager, compiled in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("workspace", [2**20, 1], ids=["stored", "recomputed"])
-@pytest.mark.parametrize("names", [("input",), ("weight", "bias"), DIFFERENTIABLE], ids="+".join)
+@combinations(
+    "names, workspace",
+    {"+".join(names): names for names in (("input",), ("weight", "bias"), DIFFERENTIABLE)},
+    {"stored": 2**20, "recomputed": 1},
+)
 def test_the_custom_operators_are_registered_rightly(
     names: tuple[str, ...], workspace: int, device: torch.device
 ) -> None:
@@ -279,8 +286,7 @@ def test_a_second_derivative_is_refused_clearly(device: torch.device) -> None:
 SCALE_FAULTS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@combinations("name, dtype", DIFFERENTIABLE, DTYPES, ids=str)
 def test_the_comparison_flags_planted_faults(name: str, dtype: torch.dtype, device: torch.device) -> None:
     inputs = draw(Recipe(dims=(4, 9, 37, 127), dtype=dtype, reference="model", kl="scalar"), device)
     config = KTOConfig()

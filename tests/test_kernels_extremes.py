@@ -11,6 +11,7 @@ import torch
 from kto_gradients import PATHS, hold_gradients, options_of
 from kto_inputs import DIFFERENTIABLE, DTYPES, Recipe, draw, kernel_outcome, oracle_outcome
 from kto_rounding import objections, spreads
+from support.combinations import combinations
 
 from ktonum.kernels import launch, sequence_gradients
 from ktonum.kernels.formula import KTOConfig
@@ -122,9 +123,7 @@ def peaked(size: float, dtype: torch.dtype, device: torch.device) -> KTOInputs:
 
 
 # All exponents within reach, some of them just, and some far beyond it.
-@pytest.mark.parametrize("size", [40.0, 56.0, 200.0])
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@combinations("dtype, path, size", DTYPES, PATHS, [40.0, 56.0, 200.0], ids=str)
 def test_probabilities_far_from_the_targets(
     dtype: torch.dtype, path: str, size: float, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,8 +138,7 @@ def test_probabilities_far_from_the_targets(
     hold_gradients(inputs, SMALL_BETA, options=options_of(path, inputs, monkeypatch))
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@combinations("dtype, path", DTYPES, PATHS, ids=str)
 def test_every_token_far_from_its_target(
     dtype: torch.dtype, path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,8 +151,7 @@ def test_every_token_far_from_its_target(
     assert float(actual.gradients["bias"][PEAK].abs()) > 1e-4
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@combinations("dtype, path", DTYPES, PATHS, ids=str)
 def test_every_target_dominates(
     dtype: torch.dtype, path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,14 +175,21 @@ def with_dead_tile(inputs: KTOInputs) -> KTOInputs:
 
 
 # At -1000 no probability is within float64's range of 1.
-@pytest.mark.parametrize("level", [0.0, -1000.0])
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("hidden", [19, 24], ids=["pointers", "descriptors"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@combinations(
+    "operands, path, level",
+    {
+        f"{served}-{dtype}": (hidden, dtype)
+        for dtype in DTYPES
+        for served, hidden in (("pointers", 19), ("descriptors", 24))
+    },
+    PATHS,
+    [0.0, -1000.0],
+)
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 def test_a_tile_without_a_finite_logit(
-    dtype: torch.dtype, hidden: int, path: str, level: float, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    operands: tuple[int, torch.dtype], path: str, level: float, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hidden, dtype = operands
     alive = draw(Recipe(dims=(3, 7, hidden, 400), dtype=dtype), device)
     assert alive.bias is not None
     alive.bias.add_(level)
@@ -202,8 +206,7 @@ def test_a_tile_without_a_finite_logit(
         assert not (problems := objections(found, expected.gradients[name], spread[name])), (name, problems)
 
 
-@pytest.mark.parametrize("path", PATHS[:2])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@combinations("dtype, path", DTYPES, PATHS[:2], ids=str)
 def test_an_impossible_target_leaves_the_other_sequences_alone(
     dtype: torch.dtype, path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from kto_inputs import Recipe, draw, mapped, oracle_outcome, tracked
+from support.combinations import combinations
 from torch import Tensor
 
 from ktonum.errors import InputError
@@ -139,8 +140,7 @@ def test_the_default_ignore_index_under_another_one(device: torch.device) -> Non
     refuse(inputs, "target[0, 0] = -100", "ignore_index = -1", config=KTOConfig(ignore_index=-1))
 
 
-@pytest.mark.parametrize("name", ["target", "kl_target"])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@combinations("reduction, name", ["mean", "sum", "none"], ["target", "kl_target"])
 def test_an_average_over_nothing(name: str, reduction: Any, device: torch.device) -> None:
     inputs = changed(MODEL, device, **{name: lambda t: torch.full_like(t, -100)})
     config = KTOConfig(average_log_prob=True, reduction=reduction)
@@ -171,17 +171,18 @@ def with_one(tensor: Tensor, value: float) -> Tensor:
     return planted
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
-@pytest.mark.parametrize(
-    ("recipe", "name"),
-    [
-        *((MODEL, name) for name in FLOATING),
-        *((LOGPS, name) for name in ("ref_logps", "kl_ref_logps")),
-        *((replace(MODEL, kl=form), "kl") for form in ("scalar", "(1,)", "(B,)")),
-    ],
-)
+#: Recipe and name of each tensor of floating-point numbers.
+PLACES = {
+    **{name: (MODEL, name) for name in FLOATING},
+    **{name: (LOGPS, name) for name in ("ref_logps", "kl_ref_logps")},
+    **{f"kl {form}": (replace(MODEL, kl=form), "kl") for form in ("scalar", "(1,)", "(B,)")},
+}
+
+
+@combinations("place, value", PLACES, [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-def test_a_number_that_is_not_finite(recipe: Recipe, name: str, value: float, device: torch.device) -> None:
+def test_a_number_that_is_not_finite(place: tuple[Recipe, str], value: float, device: torch.device) -> None:
+    recipe, name = place
     inputs = changed(replace(recipe, masked=0.0), device, **{name: lambda t: with_one(t, value)})
     index = [0] * getattr(inputs, name).dim()
     refuse(inputs, f"{name}{index or ''} is {value}", "finite inputs", "validate=False")
@@ -189,8 +190,7 @@ def test_a_number_that_is_not_finite(recipe: Recipe, name: str, value: float, de
     assert loss.shape == ()
 
 
-@pytest.mark.parametrize("name", ["input", "ref_input", "kl_input", "kl_ref_input"])
-@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
+@combinations("value, name", [torch.nan, torch.inf], ["input", "ref_input", "kl_input", "kl_ref_input"], ids=str)
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 def test_a_masked_hidden_state_that_is_not_finite(value: float, name: str, device: torch.device) -> None:
     """No result shows it but the sum of logits, which takes masked tokens in."""

@@ -9,6 +9,7 @@ import torch
 from kto_gradients import PATHS, Work, hold_gradients, options_of
 from kto_inputs import DIFFERENTIABLE, DTYPES, Recipe, draw, kernel_outcome, oracle_outcome, tracked
 from kto_rounding import objections, spreads
+from support.combinations import combinations
 from torch import Tensor
 
 from ktonum.kernels import hardware, launch
@@ -18,15 +19,19 @@ from ktonum.kernels.slabs import Slab
 
 #: Slabs that a backward computes for 513 to 768 classes, by path; the last depends on memory to spare.
 COMPUTED = {"stored": 0, "recomputed": 3, "partly stored": 2}
+#: Hidden size and dtype; of the dtypes, those of 16 bits alone come through descriptors.
+OPERANDS = {
+    f"{served}-{dtype}": (hidden, dtype)
+    for dtype in DTYPES
+    for served, hidden in (("pointers", 20), ("descriptors", 24))
+}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("hidden", [20, 24], ids=["pointers", "descriptors"])
-@pytest.mark.parametrize("vocabulary", [513, 768])
+@combinations("operands, path, vocabulary", OPERANDS, PATHS, [513, 768])
 def test_many_slabs_are_one_slab(
-    vocabulary: int, hidden: int, path: str, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    vocabulary: int, operands: tuple[int, torch.dtype], path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hidden, dtype = operands
     # More tokens than hidden units and then some: no slab fits into what is to be written of the weight's gradient.
     inputs = draw(Recipe(dims=(3, 57, hidden, vocabulary), dtype=dtype, reference="model"), device)
     options = options_of(path, inputs, monkeypatch)
@@ -44,23 +49,21 @@ def test_many_slabs_are_one_slab(
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("hidden", [72, 77])
-@pytest.mark.parametrize("tokens", [1, 5])
+@combinations("tokens, hidden, dtype", [1, 5], [72, 77], DTYPES, ids=str)
 def test_slabs_in_the_memory_of_the_gradient(
     tokens: int, hidden: int, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few tokens: slabs lie in rows of the weight's gradient that are still to be written, and fewer are enough."""
-    inputs = draw(Recipe(dims=(2, tokens, hidden, 2700), dtype=dtype, masked=0.0), device)
+    inputs = draw(Recipe(dims=(2, tokens, hidden, 1300), dtype=dtype, masked=0.0), device)
     alone = options_of("recomputed", inputs, monkeypatch)
     work = Work(monkeypatch)
     hold_gradients(inputs, KTOConfig(), options=alone)
     if hardware.slab_dtype(dtype) == dtype:
-        assert 0 < work.calls["exponentials"] < 11
+        assert 0 < work.calls["exponentials"] < 6
     # Not where there is no such gradient.
     work.calls.clear()
     kernel_outcome(inputs, KTOConfig(), names=("input", "bias"), options=alone)
-    assert work.calls["exponentials"] == 11
+    assert work.calls["exponentials"] == 6
 
 
 def test_what_fits_is_decided_by_unmasked_tokens(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,9 +77,7 @@ def test_what_fits_is_decided_by_unmasked_tokens(device: torch.device, monkeypat
     assert not work.calls["exponentials"]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("hidden", [19, 24], ids=["pointers", "descriptors"])
+@combinations("hidden, path, dtype", {"pointers": 19, "descriptors": 24}, PATHS, DTYPES)
 def test_a_retained_graph_gives_the_same_gradients(
     hidden: int, path: str, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,19 +95,19 @@ def test_a_retained_graph_gives_the_same_gradients(
     assert not any(map(torch.equal, first, other))
 
 
-@pytest.mark.parametrize("dtype", [d for d in DTYPES if hardware.slab_dtype(d) == d], ids=str)
-@pytest.mark.parametrize("masked", [0.0, 0.4])
-@pytest.mark.parametrize("tokens", [5, 20, 40, 90])
+@combinations(
+    "tokens, masked, dtype", [5, 20, 40, 90], [0.0, 0.4], [d for d in DTYPES if hardware.slab_dtype(d) == d], ids=str
+)
 def test_exponentials_stored_in_the_memory_of_the_gradient(
     tokens: int, masked: float, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first backward uses them up, the second computes them again; each is right and spoils nothing."""
-    inputs = tracked(draw(Recipe(dims=(2, tokens, 64, 5000), dtype=dtype, masked=masked, reference="model"), device))
+    inputs = tracked(draw(Recipe(dims=(2, tokens, 64, 1600), dtype=dtype, masked=masked, reference="model"), device))
     config, work = KTOConfig(), Work(monkeypatch)
     loss, _ = fused_linear_kto_loss(inputs, config, options_of("recomputed", inputs, monkeypatch))
-    # 5,000 columns: the more tokens, the fewer of them fit.
+    # 1,600 columns: the more tokens, the fewer of them fit.
     kept = sum(columns for _, columns in work.stored)
-    assert 256 <= kept < 5000
+    assert 256 <= kept < 1600
     assert len({rows for rows, _ in work.stored}) == 1
     leaves = [getattr(inputs, name) for name in DIFFERENTIABLE]
     computed = []
@@ -135,7 +136,7 @@ def test_the_memory_of_the_gradient_becomes_the_gradient(device: torch.device) -
 
 def test_nothing_is_stored_that_no_gradient_needs(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     work = Work(monkeypatch)
-    inputs = draw(Recipe(dims=(3, 9, 24, 300), reference="model", kl="sequences"), device)
+    inputs = draw(Recipe(dims=(3, 9, 24, 40), reference="model", kl="sequences"), device)
     fused_linear_kto_loss(inputs)
     with torch.no_grad():
         fused_linear_kto_loss(tracked(inputs))
@@ -146,7 +147,7 @@ def test_nothing_is_stored_that_no_gradient_needs(device: torch.device, monkeypa
     # Of the four passes of a step the policy's alone is stored.
     for count, name in enumerate(DIFFERENTIABLE, 1):
         fused_linear_kto_loss(tracked(inputs, (name,)))
-        assert work.stored == [(int((inputs.target != -100).sum()), 300)] * count
+        assert work.stored == [(int((inputs.target != -100).sum()), 40)] * count
 
 
 def planted(fault: str, slab: Slab, target: Tensor, factor: Tensor) -> None:
@@ -161,8 +162,7 @@ def planted(fault: str, slab: Slab, target: Tensor, factor: Tensor) -> None:
         e[rows, target[rows] - first] += (0.02 / factor[rows]).to(e.dtype)
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("fault", ["the last row", "the last column", "the targets"])
+@combinations("fault, path", ["the last row", "the last column", "the targets"], PATHS)
 def test_planted_kernel_faults_are_flagged(
     fault: str, path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

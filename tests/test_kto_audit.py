@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
-from ktonum.cases import Case
+import pytest
+import torch
+
+from ktonum.cases import Case, Point
 from ktonum.checks import checks_for
 from ktonum.context import CaseContext
 from ktonum.kernels.kto_op import OP
 from ktonum.results import Verdict
 from ktonum.runner import check_named, run_check
 
-# fp16 at the point with nearly fully masked, averaged sequences has subnormal gradients: with the product rounded
-# before the targets' terms were added, grad_weight/element was 1.15 times its bound.
+DTYPES = ("fp16", "fp32")
 CASES = [
-    case
-    for case in OP.cases(profile="full", dtypes=("fp16", "fp32"), device="cpu")
+    replace(case, device="cuda" if torch.cuda.is_available() else "cpu")
+    for case in OP.cases(profile="full", dtypes=DTYPES, device="cpu")
     if case.point not in OP.points("quick")
     and {"forward", "gradients"} <= {check.name for check in checks_for(OP, case)}
 ]
+POINTS = [point for point in OP.points("full") if any(case.point == point for case in CASES)]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def dtype_by_default(point: Point) -> str:
+    """The dtypes take turns, but where nearly everything is masked."""
+    # With averaged sequences fp16 has subnormal gradients there: with the product rounded before the targets' terms
+    # were added, grad_weight/element was 1.15 times its bound.
+    return "fp16" if point.parameters.get("masked", 0.0) > 0.5 else DTYPES[POINTS.index(point) % 2]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            case, marks=() if case.dtype == dtype_by_default(case.point) else pytest.mark.exhaustive, id=case.name
+        )
+        for case in CASES
+    ],
+)
 def test_outputs_and_gradients_are_within_their_bounds(case: Case) -> None:
     context = CaseContext(OP, case)
     for name in ("forward", "gradients"):

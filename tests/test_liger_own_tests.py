@@ -6,14 +6,21 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from support.command_line import run_pytest
+
+from ktonum.op import load_object
 
 pytest.importorskip("liger_kernel", reason="liger-kernel is not installed: pip install 'ktonum[peers]'")
 
 DRIVER = Path(__file__).resolve().parents[1] / "benchmarks" / "run_liger_tests.py"
 CHECKOUT_VARIABLE = "KTONUM_LIGER_CHECKOUT"
+
+RunHere = Callable[[Path, str], tuple[int, str]]
 
 # Laid out as Liger's checkout. Its one test passes for a loss of beta 0.5 * 0.1: none but `HalfBeta` below.
 OWN_TEST = """
@@ -39,12 +46,42 @@ class HalfBeta(ReferenceKTOLoss):
 
 
 def run_driver(checkout: Path, candidate: str, *arguments: str, path: Path | None = None) -> tuple[int, str]:
+    """The driver's exit status and output, in a process of its own, as is the pytest that it runs."""
     environment = dict(os.environ)
     if path is not None:
         environment["PYTHONPATH"] = os.pathsep.join(p for p in (str(path), environment.get("PYTHONPATH", "")) if p)
     command = [sys.executable, str(DRIVER), "--checkout", str(checkout), "--candidate", candidate, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch) -> RunHere:
+    """The driver and its pytest in this process, on the CPU: what it says of a candidate needs none of its own."""
+    import liger_kernel.chunked_loss
+
+    driver = load_object(f"{DRIVER}:main").__globals__
+    # The plugin swaps it, and its process ends with it.
+    swapped = driver["SWAPPED"]
+    monkeypatch.setattr(liger_kernel.chunked_loss, swapped, getattr(liger_kernel.chunked_loss, swapped))
+
+    def call(checkout: Path, candidate: str) -> tuple[int, str]:
+        said = []
+
+        def pytest_here(command: list[str], *, cwd: Path, env: dict[str, str], check: bool) -> SimpleNamespace:
+            interpreter, minus_m, name, *arguments = command
+            assert (interpreter, minus_m, name, check) == (sys.executable, "-m", "pytest", False)
+            with monkeypatch.context() as context:
+                context.setattr(sys, "path", [*env["PYTHONPATH"].split(os.pathsep), *sys.path])
+                status, out, err = run_pytest(cwd, *arguments, **env)
+            said.append(out + err)
+            return SimpleNamespace(returncode=status)
+
+        monkeypatch.setitem(driver, "subprocess", SimpleNamespace(run=pytest_here))
+        status = driver["main"](["--checkout", str(checkout), "--candidate", candidate, "--device", "cpu"])
+        return status, "".join(said)
+
+    return call
 
 
 @pytest.fixture
@@ -65,14 +102,14 @@ def test_the_candidate_takes_the_place_of_ligers_class(checkout: Path) -> None:
     assert "LigerFusedLinearKTOLoss was candidates:HalfBeta" in output
 
 
-def test_a_wrong_candidate_fails(checkout: Path) -> None:
-    status, output = run_driver(checkout, "ktonum.kernels:ReferenceKTOLoss", "--device", "cpu")
+def test_a_wrong_candidate_fails(checkout: Path, run_here: RunHere) -> None:
+    status, output = run_here(checkout, "ktonum.kernels:ReferenceKTOLoss")
     assert status == 1 and "1 failed" in output, output
 
 
-def test_a_test_file_that_does_not_use_the_class_is_refused(checkout: Path) -> None:
+def test_a_test_file_that_does_not_use_the_class_is_refused(checkout: Path, run_here: RunHere) -> None:
     (checkout / "test" / "chunked_loss" / "test_kto_loss.py").write_text("def test_correctness(): pass\n")
-    status, output = run_driver(checkout, "ktonum.kernels:ReferenceKTOLoss", "--device", "cpu")
+    status, output = run_here(checkout, "ktonum.kernels:ReferenceKTOLoss")
     assert status != 0 and "does not import LigerFusedLinearKTOLoss" in output, output
 
 
@@ -88,8 +125,8 @@ def test_a_candidate_of_the_wrong_form_is_refused(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("candidate", ["ktonum.kernels:Missing", "ktonum.missing:Class"])
-def test_a_candidate_that_cannot_be_found_is_named(checkout: Path, candidate: str) -> None:
-    status, output = run_driver(checkout, candidate, "--device", "cpu")
+def test_a_candidate_that_cannot_be_found_is_named(checkout: Path, run_here: RunHere, candidate: str) -> None:
+    status, output = run_here(checkout, candidate)
     assert status != 0 and repr(candidate) in output, output
     assert "Traceback" not in output
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from planted import ALL
 from small_ops import RMS_NORM, SOFTMAX_LOSS
+from support.combinations import combinations
 from torch import Tensor
 
 from ktonum.bounds import STANDARDS, ErrorBound
@@ -50,9 +51,7 @@ def _context(op: Op, dtype: str) -> CaseContext:
     return CaseContext(op, case)
 
 
-@pytest.mark.parametrize("standard", STANDARDS)
-@pytest.mark.parametrize("dtype", ALL)
-@pytest.mark.parametrize("op", [SOFTMAX_LOSS, RMS_NORM], ids=lambda op: op.name)
+@combinations("op, dtype, standard", [SOFTMAX_LOSS, RMS_NORM], ALL, STANDARDS, ids=lambda v: getattr(v, "name", None))
 def test_a_defect_of_the_stated_size_is_flagged_and_half_of_it_is_not(op: Op, dtype: str, standard: str) -> None:
     context = _context(op, dtype)
     stated = 0

@@ -9,39 +9,59 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.command_line import ROOT, environment_of_a_user, run_pytest
 from throwaway_ops import write_ops
 
-import ktonum
 from ktonum.audit_process import context_lost, resolve_device_kind
 from ktonum.errors import UsageError
 from ktonum.gpu_slots import visible_gpus
 
-pytest_plugins = ["pytester"]
-
-ROOT = Path(ktonum.__file__).resolve().parents[1]
 ON_CPU = ("--ktonum-device", "cpu", "--ktonum-dtype", "fp32")
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A project with an op, a test of its own and a ``pyproject.toml``."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
-    package = pytester.path / "mykernels"
+def project(tmp_path: Path) -> Path:
+    """A project with an op, a test of its own and a ``pyproject.toml``.
+
+    Not pytester's: that takes out of this process every module that was imported meanwhile, torch's and Triton's too.
+    """
+    package = tmp_path / "mykernels"
     package.mkdir()
     (package / "__init__.py").touch()
     write_ops(package, only="right").rename(package / "audits.py")
-    pytester.makefile(".toml", pyproject='[tool.ktonum]\nops = ["mykernels.audits"]\n[tool.pytest.ini_options]\n')
-    pytester.makepyfile(test_mine="def test_mine():\n    pass\n")
-    return pytester
+    settings = '[tool.ktonum]\nops = ["mykernels.audits"]\n[tool.pytest.ini_options]\n'
+    (tmp_path / "pyproject.toml").write_text(settings, encoding="utf-8")
+    (tmp_path / "test_mine.py").write_text("def test_mine():\n    pass\n", encoding="utf-8")
+    return tmp_path
 
 
-def run(project: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+def run(project: Path, *arguments: str) -> pytest.RunResult:
     """pytest as its users call it: not by ``python -m pytest``, which makes the project's root importable."""
+    ended = run_pytest(project, *_without_cache(), *arguments)
+    return _result(*ended)
+
+
+def run_process(project: Path, *arguments: str, **environment: str) -> pytest.RunResult:
+    """The same in a process of its own."""
     code = "import sys, pytest; sys.path[:] = [p for p in sys.path if p]; sys.exit(pytest.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *_without_cache(), *arguments],
+        cwd=project,
+        env=environment_of_a_user(**environment),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return _result(done.returncode, done.stdout, done.stderr)
+
+
+def _result(status: int, out: str, err: str) -> pytest.RunResult:
+    return pytest.RunResult(status, out.splitlines(), err.splitlines(), 0.0)
+
+
+def _without_cache() -> tuple[str, ...]:
     plugin = () if "ktonum" in _entry_points() else ("-p", "ktonum.pytest_plugin")
-    return project.run(sys.executable, "-c", code, *plugin, "-p", "no:cacheprovider", *arguments, timeout=120)
+    return (*plugin, "-p", "no:cacheprovider")
 
 
 def _entry_points() -> set[str]:
@@ -50,7 +70,7 @@ def _entry_points() -> set[str]:
     return {entry.name for entry in entry_points(group="pytest11")}
 
 
-def test_declared_ops_are_collected_beside_the_projects_tests(project: pytest.Pytester) -> None:
+def test_declared_ops_are_collected_beside_the_projects_tests(project: Path) -> None:
     result = run(project, "--ktonum", "-v", "-k", "mine or forward", *ON_CPU)
     assert result.ret == 0
     result.assert_outcomes(passed=4, deselected=42)
@@ -59,37 +79,54 @@ def test_declared_ops_are_collected_beside_the_projects_tests(project: pytest.Py
     result.stdout.fnmatch_lines(["*Standard precise (it decides): met in fp32.", "The audit passes: 3 passed."])
 
 
-def test_without_the_option_nothing_is_collected_nor_torch_imported(project: pytest.Pytester) -> None:
+def test_without_the_option_nothing_is_collected_nor_torch_imported(project: Path) -> None:
     test = "import sys\n\ndef test_mine():\n    assert not {'torch', 'triton', 'ktonum.auditing'} & set(sys.modules)\n"
-    project.makepyfile(test_mine=test)
-    result = run(project)
+    (project / "test_mine.py").write_text(test, encoding="utf-8")
+    result = run_process(project)
     assert result.ret == 0
     result.assert_outcomes(passed=1)
 
 
-def test_workers_collect_alike_and_a_crash_is_a_verdict_like_any_other(project: pytest.Pytester) -> None:
-    write_ops(project.path)
-    result = run(
-        project, "-n", "2", "--ktonum", "--ktonum-op", "throwaway.py:exits", "--ktonum-op", "throwaway.py:poisoned",
-        "--ktonum-select", "forward", "--junitxml", "junit.xml", *ON_CPU
-    )  # fmt: skip
-    assert result.ret == 1
+def test_workers_collect_alike_and_a_crash_is_a_verdict_like_any_other(project: Path) -> None:
+    result = _with_workers(project, "exits")
+    result.assert_outcomes(passed=3, failed=1)
+    result.stdout.fnmatch_lines(["*ERROR: the process died while the candidate ran*"])
+    _check_junit(project, tests=4, failed=1)
+
+
+@pytest.mark.exhaustive
+def test_a_worker_that_loses_its_cuda_context_is_replaced(project: Path) -> None:
+    result = _with_workers(project, "exits", "poisoned")
     result.assert_outcomes(passed=5, failed=2)
     result.stdout.fnmatch_lines(["*ERROR: the process died while the candidate ran*"])
     result.stdout.fnmatch_lines(["*ERROR: the candidate raised RuntimeError: CUDA error: an illegal memory access*"])
-    junit = (project.path / "junit.xml").read_text(encoding="utf-8")
-    assert junit.count("<testcase") == 7 and junit.count("<failure") + junit.count("<error") == 2
+    _check_junit(project, tests=7, failed=2)
 
 
-def test_items_are_named_on_the_command_line_and_need_no_tests_beside_them(project: pytest.Pytester) -> None:
-    (project.path / "test_mine.py").unlink()
+def _with_workers(project: Path, *ops: str) -> pytest.RunResult:
+    write_ops(project)
+    named = [f"--ktonum-op=throwaway.py:{op}" for op in ops]
+    result = run_process(
+        project, "-n", "2", "--ktonum", *named, "--ktonum-select", "forward", "--junitxml", "junit.xml", *ON_CPU
+    )
+    assert result.ret == 1
+    return result
+
+
+def _check_junit(project: Path, *, tests: int, failed: int) -> None:
+    junit = (project / "junit.xml").read_text(encoding="utf-8")
+    assert junit.count("<testcase") == tests and junit.count("<failure") + junit.count("<error") == failed
+
+
+def test_items_are_named_on_the_command_line_and_need_no_tests_beside_them(project: Path) -> None:
+    (project / "test_mine.py").unlink()
     result = run(project, "--ktonum", "ktonum::right[N=5,M=64]-fp32-cpu::linearity", *ON_CPU)
     assert result.ret == 0
     result.assert_outcomes(passed=1)
 
 
-def test_a_failure_is_reported_without_our_traceback(project: pytest.Pytester) -> None:
-    write_ops(project.path)
+def test_a_failure_is_reported_without_our_traceback(project: Path) -> None:
+    write_ops(project)
     result = run(project, "--ktonum-only", "--ktonum-op=throwaway.py:wrong", "--ktonum-select=5,M=64", *ON_CPU)
     assert result.ret == 1
     result.assert_outcomes(failed=6, passed=9)
@@ -98,8 +135,8 @@ def test_a_failure_is_reported_without_our_traceback(project: pytest.Pytester) -
     assert "gradients fails on 1 of 1 case" in result.stdout.str()
 
 
-def test_inconclusive_is_a_skip_with_its_reason_and_fails_when_strict(project: pytest.Pytester) -> None:
-    file = write_ops(project.path)
+def test_inconclusive_is_a_skip_with_its_reason_and_fails_when_strict(project: Path) -> None:
+    file = write_ops(project)
     extra = "from ktonum.errors import UsageError\ndef f(x):\n    raise UsageError('never')\npicky_ = op('picky', f)\n"
     file.write_text(file.read_text(encoding="utf-8") + extra, encoding="utf-8")
     asked = ("--ktonum", "--ktonum-op=throwaway.py:picky_", "--ktonum-select=forward", "-rs", *ON_CPU)
@@ -126,10 +163,10 @@ def test_inconclusive_is_a_skip_with_its_reason_and_fails_when_strict(project: p
     ],
 )
 def test_wrong_usage_is_one_clear_error(
-    project: pytest.Pytester, arguments: tuple[str, ...], toml: str | None, words: str
+    project: Path, arguments: tuple[str, ...], toml: str | None, words: str
 ) -> None:
     if toml is not None:
-        project.makefile(".toml", pyproject=toml)
+        (project / "pyproject.toml").write_text(toml, encoding="utf-8")
     asked = arguments if arguments == ("--ktonum-dtype=fp32",) else (*arguments, "--ktonum-device=cpu")
     result = run(project, *asked)
     assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.combinations import combinations
 from torch import Tensor
 
 from ktonum.errors import InputError
@@ -207,9 +208,9 @@ def liger_class() -> Any:
 LOSSES = [("kto", form) for form in FORMS] + [("apo_zero_unpaired", form) for form in FORMS if "kl" not in form]
 
 
-@pytest.mark.parametrize(("loss_type", "form"), LOSSES)
-@pytest.mark.parametrize("batch", BATCHES)
-def test_agrees_with_trl(trl_class: Any, loss_type: Any, batch: str, form: str) -> None:
+@combinations("batch, loss", BATCHES, {"-".join(loss): loss for loss in LOSSES})
+def test_agrees_with_trl(trl_class: Any, loss: tuple[Any, str], batch: str) -> None:
+    loss_type, form = loss
     parameters = {"loss_type": loss_type, "beta": 0.3, "desirable_weight": 1.3, "undesirable_weight": 0.7}
     for dtype in (torch.float64, torch.float32):
         for ignore_index in (-100, 3):
@@ -219,10 +220,14 @@ def test_agrees_with_trl(trl_class: Any, loss_type: Any, batch: str, form: str) 
             assert misses(actual, oracle(inputs, config), bounds(inputs, config)) == []
 
 
-@pytest.mark.parametrize("average_log_prob", [False, True])
-@pytest.mark.parametrize("form", ["no reference", "reference", "given kl"])
-@pytest.mark.parametrize("batch", ["mixed", "desirable", "undesirable"])
-@pytest.mark.parametrize("ignore_index", [-100, 3])
+@combinations(
+    "ignore_index, batch, form, average_log_prob",
+    [-100, 3],
+    ["mixed", "desirable", "undesirable"],
+    ["no reference", "reference", "given kl"],
+    [False, True],
+    strength=2,
+)
 def test_agrees_with_liger(liger_class: Any, ignore_index: int, batch: str, form: str, average_log_prob: bool) -> None:
     inputs = draw(batch, *FORMS[form], ignore_index=ignore_index)
     if inputs.kl is not None:

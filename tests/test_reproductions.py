@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from test_cli import ROOT, audit, run
+from support.command_line import audit, environment_of_a_user, run, run_script
 from throwaway_ops import write_ops
 
 import ktonum
@@ -20,11 +19,14 @@ from ktonum.results import CheckResult, Localisation, Verdict
 
 
 def execute(script: Path, folder: Path) -> tuple[int, str]:
-    """A script's exit status and what it printed, run from another folder."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "KTONUM_"))}
-    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    """A script's exit status and what it printed, run from another folder in a process of its own."""
     done = subprocess.run(
-        [sys.executable, str(script)], cwd=folder, env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, str(script)],
+        cwd=folder,
+        env=environment_of_a_user(),
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert not done.stderr, done.stderr
     return done.returncode, done.stdout
@@ -49,7 +51,7 @@ def test_a_script_fails_with_the_defect_and_passes_without(tmp_path: Path) -> No
     assert status == 1 and printed.startswith("FAIL grad_x/") and "grad_x where: " in printed
     ops = folder / "throwaway.py"
     ops.write_text(ops.read_text(encoding="utf-8").replace("1.05 * (grad", "1.0 * (grad"), encoding="utf-8")
-    status, printed = execute(script, elsewhere)
+    status, printed, _ = run_script(script, elsewhere)
     assert status == 0 and printed.startswith("PASS")
 
 
@@ -58,7 +60,7 @@ def test_an_exception_has_a_script_that_raises_it_again(tmp_path: Path) -> None:
     assert status == 1
     (script,) = (tmp_path / "scripts").iterdir()
     assert "(not reduced)" in out
-    status, printed = execute(script, tmp_path)
+    status, printed, _ = run_script(script, tmp_path)
     assert status == 1 and "no such luck" in printed
 
 

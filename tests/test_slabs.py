@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from support.combinations import combinations
 
 from ktonum.kernels import slabs
 from ktonum.kernels.slabs import SlabPlan, Stretch, stored_size
@@ -14,6 +15,8 @@ from ktonum.kernels.slabs import SlabPlan, Stretch, stored_size
 EVERYTHING = {(1, 1): 64, (5, 64): 320, (7, 65): 7 * 128, (3, 300): 960, (100, 1000): 102_400}
 SHAPES = [*EVERYTHING, (1, 257), (64, 513), (9, 4096), (300, 5000)]
 ITEMSIZES = [2, 4, 8]
+#: Whether the forward stores in the gradient's memory.
+IN_GRADIENT = {"computed": False, "stored": True}
 
 
 def planned(rows: int, vocabulary: int, itemsize: int, workspace: int, unmasked: int | None = None) -> SlabPlan:
@@ -63,9 +66,7 @@ def columns_of(plan: SlabPlan, workspace: int, itemsize: int) -> list[Stretch]:
 
 
 @pytest.mark.usefixtures("at_a_time")
-@pytest.mark.parametrize("in_gradient", [False, True], ids=["computed", "stored"])
-@pytest.mark.parametrize("hidden", [0, 16, 64, 4096])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@combinations("shape, hidden, in_gradient", SHAPES, [0, 16, 64, 4096], IN_GRADIENT, strength=2)
 def test_slabs_cover_the_vocabulary_once(shape: tuple[int, int], hidden: int, in_gradient: bool) -> None:
     rows, vocabulary = shape
     for itemsize in ITEMSIZES:
@@ -103,8 +104,7 @@ def test_memory_stays_within_the_workspace(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.usefixtures("at_a_time")
-@pytest.mark.parametrize("hidden", [256, 300, 4096])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@combinations("shape, hidden", SHAPES, [256, 300, 4096], ids=str)
 def test_what_takes_the_place_of_the_hidden_states_is_no_larger(shape: tuple[int, int], hidden: int) -> None:
     rows, vocabulary = shape
     for itemsize, workspace in itertools.product(ITEMSIZES, (1, rows * 512 * 4)):
@@ -116,16 +116,21 @@ def test_what_takes_the_place_of_the_hidden_states_is_no_larger(shape: tuple[int
 
 
 @pytest.mark.usefixtures("at_a_time")
-@pytest.mark.parametrize("in_gradient", [False, True], ids=["computed", "stored"])
-@pytest.mark.parametrize("hidden", [16, 24, 77, 512, 4096])
-@pytest.mark.parametrize("shape", [*SHAPES, (16, 20_000), (40, 9_999), (600, 30_000)], ids=str)
+@combinations(
+    "shape, hidden, in_gradient",
+    [*SHAPES, (16, 20_000), (40, 9_999), (600, 30_000)],
+    [16, 24, 77, 512, 4096],
+    IN_GRADIENT,
+    strength=2,
+)
 def test_no_slab_is_overwritten_before_it_was_read(shape: tuple[int, int], hidden: int, in_gradient: bool) -> None:
     """A forward writes its slabs; a backward reads each in turn and then writes its columns' rows of the gradient."""
     rows, vocabulary = shape
     itemsize, workspace = 2, rows * 512
     size = stored_size(rows, vocabulary, itemsize, workspace)
     plan = SlabPlan.of(rows, vocabulary, size, hidden=hidden, in_gradient=in_gradient)
-    owner = torch.full((vocabulary * hidden,), -1, dtype=torch.int32)
+    # Numbers of slabs reach 31,000; half a gigabyte of wider ones would take most of the time.
+    owner = torch.full((vocabulary * hidden,), -1, dtype=torch.int16)
 
     def claim(stretch: Stretch, number: int) -> None:
         plan.slab(stretch, owner).exponentials.fill_(number)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from rounded_sums import LONG_DOUBLE_IS_LONGER, OPS, ORDERS, STORAGES, Subject, added, one_by_one_in, to_tf32, uses
+from support.combinations import combinations
 
 from ktonum.bounds import (
     PAIRWISE,
@@ -155,9 +156,7 @@ def test_multiply_add_is_bounded_and_only_fused_by_one_rounding(fused: bool) -> 
 LENGTHS = [2**6, 2**12, 2**17]
 
 
-@pytest.mark.parametrize("terms", LENGTHS)
-@pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize("op", OPS)
+@combinations("op, storage, terms", list(OPS), STORAGES, LENGTHS)
 def test_right_ops_use_between_a_thirtieth_and_all_of_their_tolerance(op: str, storage: str, terms: int) -> None:
     if storage == "fp64" and not LONG_DOUBLE_IS_LONGER:
         pytest.skip("this platform's long double is no oracle for float64")
@@ -166,6 +165,7 @@ def test_right_ops_use_between_a_thirtieth_and_all_of_their_tolerance(op: str, s
             assert 1 / 30 <= share <= 1.0, (order, data, share)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("op", "data"), [("sum", "zero mean"), ("inner product", "positive")])
 def test_two_million_terms_use_as_much(op: str, data: str) -> None:
     for order, share in uses(Subject(op, "fp32", 2**21, data)).items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 from rounded_oracles import KTO, SUM, gradient, truncated
+from support.command_line import environment_of_a_user, run_pytest
 from torch import Tensor
 
 import ktonum
 from ktonum.errors import ToleranceError
 from ktonum.table_files import find_table
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_message_says_what_where_by_which_row_and_what_next() -> None:
@@ -97,13 +96,27 @@ if __name__ == "__main__":
 """
 
 
-def _elsewhere(folder: Path, *command: str) -> str:
-    """Standard output and errors of a command, run without what this session's environment adds."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "TRITON_", "KTONUM_"))}
-    environment |= {"PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": "-p no:cacheprovider"}
+ELSEWHERE = {"PYTEST_ADDOPTS": "-p no:cacheprovider", "TRITON_INTERPRET": "0"}
+
+
+def _in_a_shell(folder: Path, command: str) -> str:
+    """Standard output and errors of a command line, run without what this session's environment adds."""
+    environment = environment_of_a_user(**ELSEWHERE)
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     return done.stdout + done.stderr
+
+
+def _here(folder: Path, command: str) -> str:
+    """The same for ``cd FOLDER && pytest ARGUMENTS``, in this process."""
+    words = shlex.split(command)
+    if words[0] == "cd":
+        _, target, and_then, *words = words
+        assert and_then == "&&"
+        folder = folder / target
+    assert words[0] == "pytest"
+    _, out, err = run_pytest(folder, *words[1:], **ELSEWHERE)
+    return out + err
 
 
 @pytest.mark.parametrize("started_in", ["", "mykernels", "mykernels/tests"])
@@ -115,7 +128,8 @@ def test_a_plain_pytest_file_elsewhere_uses_it_and_its_message_reproduces_the_fa
     folder.mkdir(parents=True)
     (tmp_path / "mykernels" / "pytest.ini").write_text("[pytest]\n")
     (folder / "test_plain.py").write_text(PLAIN)
-    out = _elsewhere(tmp_path / started_in, "pytest", "--rootdir", str(tmp_path / "mykernels"), str(folder))
+    command = shlex.join(["pytest", "--rootdir", str(tmp_path / "mykernels"), str(folder)])
+    out = _here(tmp_path / started_in, command)
     assert "2 failed, 1 passed" in out, out
     for part in (
         "mine/y in bf16 on cpu:",
@@ -131,13 +145,15 @@ def test_a_plain_pytest_file_elsewhere_uses_it_and_its_message_reproduces_the_fa
     ]
     assert len(commands) == 2 and all("tests/test_plain.py::test_wrong[" in c for c in commands), out
     for command in commands:
-        again = _elsewhere(tmp_path, "sh", "-c", command)
+        # The one that is harder to quote goes through a true shell, once.
+        call = _in_a_shell if "tile" in command and not started_in else _here
+        again = call(tmp_path, command)
         assert "1 failed" in again and "mine/y in bf16 on cpu:" in again, (command, again)
 
 
 def test_outside_pytest_the_message_says_where_the_call_is_and_how_to_repeat_it(tmp_path: Path) -> None:
     (tmp_path / "plain.py").write_text(PLAIN)
-    out = _elsewhere(tmp_path, sys.executable, "plain.py")
+    out = _in_a_shell(tmp_path, f"{shlex.quote(sys.executable)} plain.py")
     assert "ToleranceError: mine/y in bf16 on cpu:" in out, out
     line = PLAIN.splitlines().index("    ktonum.assert_within(") + 1
     assert f"reproduce: python plain.py (the call is at {tmp_path / 'plain.py'}:{line}" in out, out

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
+from plain_kto import PlainKTO
 from torch import Tensor
 
 from ktonum.auditing import audit_case
@@ -40,8 +42,10 @@ class _ReadWide(torch.autograd.Function):
         return ctx.store(gradient).bfloat16(), None
 
 
-def _flagged(store: Callable[[Tensor], Tensor], store_output: Callable[[Tensor], Tensor]) -> dict[str, list[str]]:
-    """By tensor what exceeds its bound, where the real kernels' float32 results are stored by these."""
+def _flagged(
+    candidate: Any, store: Callable[[Tensor], Tensor], store_output: Callable[[Tensor], Tensor]
+) -> dict[str, list[str]]:
+    """By tensor what exceeds its bound, where the candidate's float32 results are stored by these."""
 
     def adapt(candidate: Any, parameters: Mapping[str, Any]) -> Callable[..., Any]:
         assert OP.adapt is not None
@@ -60,7 +64,7 @@ def _flagged(store: Callable[[Tensor], Tensor], store_output: Callable[[Tensor],
     found: dict[str, list[str]] = {}
     point = replace(POINT, checks=("forward", "gradients", "bias"))
     for check in point.checks:
-        result = audit_case(replace(OP, adapt=adapt), Case("kto", point, "bf16", "cpu"), check)
+        result = audit_case(replace(OP, candidate=candidate, adapt=adapt), Case("kto", point, "bf16", "cpu"), check)
         assert result.verdict in (Verdict.PASS, Verdict.FAIL), result
         for m in result.measurements:
             beyond = [] if m.within else [m.name]
@@ -68,12 +72,13 @@ def _flagged(store: Callable[[Tensor], Tensor], store_output: Callable[[Tensor],
     return found
 
 
-def test_it_is_flagged_in_every_output_and_gradient_and_rounding_in_none() -> None:
-    found = _flagged(_truncated, _truncated)
+@pytest.mark.parametrize("candidate", [PlainKTO, pytest.param(OP.candidate, marks=pytest.mark.exhaustive)])
+def test_it_is_flagged_in_every_output_and_gradient_and_rounding_in_none(candidate: Any) -> None:
+    found = _flagged(candidate, _truncated, _truncated)
     assert len(found) == 10 and {"loss", "grad_input", "grad_weight", "grad_bias"} <= set(found)
     assert all(found.values()), found
     for name in ("grad_input", "grad_weight", "grad_bias"):
         assert any(m.startswith(f"{name}/bias of ") for m in found[name]), found[name]
     # The loss and the metrics of bf16 inputs are float32.
-    right = _flagged(_rounded, lambda output: output)
+    right = _flagged(candidate, _rounded, lambda output: output)
     assert right.keys() == found.keys() and not any(right.values()), right

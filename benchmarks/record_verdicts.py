@@ -1,0 +1,97 @@
+"""Audit a fixed set of cases and write every value, bound and verdict; or compare two such records, field by field.
+
+For changes that are to leave behaviour as it is: run this before and after, on one machine.
+
+    python benchmarks/record_verdicts.py before.json
+    python benchmarks/record_verdicts.py after.json --against before.json
+
+The audits are run by the command line and read from its JSON, so that the code may move between the two runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+READY = ("rms_norm", "layer_norm", "swiglu", "cross_entropy", "fused_linear_cross_entropy")
+# Right candidates and such as fail, under both standards; `growth` of the interpreted kernels takes minutes.
+AUDITS = (
+    *((op, "--candidate", "upcast") for op in READY),
+    *((op, "--candidate", "torch", "--standard", "eager") for op in READY),
+    ("kto", "--candidate", "torch"),
+    ("kto", "--candidate", "torch", "--standard", "eager"),
+    ("kto", *(f"--only=::{check}" for check in ("forward", "gradients", "linearity", "strided", "law:", "nonfinite"))),
+)
+#: What differs from run to run, or tells where the code stands.
+LEFT_OUT = ("seconds", "details")
+
+Fields = dict[str, Any]
+
+
+def fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a JSON document by their paths."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from fields(inner, f"{path}/{key}")
+    elif isinstance(value, list):
+        yield f"{path}/length", len(value)
+        for index, inner in enumerate(value):
+            yield from fields(inner, f"{path}/{index}")
+    else:
+        yield path, value
+
+
+def audited(arguments: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """Every field of every result of one audit, by audit, case and check.
+
+    Raises:
+        SystemExit: The command was refused.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        command = [sys.executable, "-m", "ktonum", "audit", *arguments, "--device", "cpu", "--json", str(report)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if not report.exists():
+            raise SystemExit(f"{' '.join(command)} wrote no report:\n{done.stderr}")
+        results = json.loads(report.read_text(encoding="utf-8"))["results"]
+    for result in results:
+        kept = {key: value for key, value in result.items() if key not in LEFT_OUT}
+        yield from fields(kept, f"{' '.join(arguments)}/{result['case']}::{result['check']}")
+
+
+def differences(before: Fields, now: Fields) -> Iterator[str]:
+    """One line for each field that is not the same in both."""
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name, "absent"), now.get(name, "absent")
+        if old != new:
+            yield f"{name}: {old!r} before, {new!r} now"
+
+
+def main() -> int:
+    """Write the record; with ``--against`` the exit status says whether the two are equal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("record", type=Path, help="the file to write")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="a record to compare with")
+    options = parser.parse_args()
+    record: Fields = {}
+    for arguments in AUDITS:
+        record.update(audited(arguments))
+        sys.stdout.write(f"ktonum audit {' '.join(arguments)}: {len(record)} fields so far\n")
+        sys.stdout.flush()
+    options.record.write_text(json.dumps(record, indent=0), encoding="utf-8")
+    if options.against is None:
+        return 0
+    found = list(differences(json.loads(options.against.read_text(encoding="utf-8")), record))
+    sys.stdout.write("".join(f"{line}\n" for line in found[:50]))
+    sys.stdout.write(f"{len(record)} fields of {len(AUDITS)} audits, {len(found)} of them not equal\n")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
