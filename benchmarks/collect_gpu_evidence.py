@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 OPS = ("rms_norm", "layer_norm", "swiglu", "cross_entropy", "fused_linear_cross_entropy")
 sys.path.insert(0, str(ROOT))
 
-from ktonum.environment import describe_environment  # noqa: E402  # the checkout first, installed or not
 from ktonum.errors import UsageError  # noqa: E402
+from ktonum.report.environment import describe_environment  # noqa: E402  # the checkout first, installed or not
 from ktonum.results import CheckResult, Report  # noqa: E402
 
 
@@ -55,7 +55,7 @@ def stages(out: Path, liger_checkout: str | None) -> list[Stage]:
         return Stage(name, command, report)
 
     calibrate = [sys.executable, "-m", "ktonum", "calibrate", "--device", "cuda", "--table", "tolerance_tables"]
-    tests = [str(p) for p in sorted((ROOT / "tests").glob("test_kernels_*.py"))]
+    tests = [str(p) for p in sorted((ROOT / "tests").rglob("test_kernels_*.py"))]
     listed = [
         audit("audit-quick"),
         audit("audit-full-bf16", "--profile", "full", "--dtype", "bf16", "--only", "V=151936"),

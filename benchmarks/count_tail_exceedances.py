@@ -26,15 +26,15 @@ import numpy as np
 import torch
 from scipy import stats
 
-from ktonum.calibration.blocks import Block
-from ktonum.calibration.sampling import sample_block
-from ktonum.calibration.tails import describe_sample, exceedance, fit_tail
-from ktonum.cases import Case, Point, seed_of
-from ktonum.kernels.kto_op import OP as KTO
-from ktonum.op import Op
-from ktonum.ops.cross_entropy import OP as CROSS_ENTROPY
-from ktonum.ops.rms_norm import OP as RMS_NORM
-from ktonum.tables import Tail
+from ktonum.calibrate.block_errors import sample_block
+from ktonum.calibrate.seed_blocks import Block
+from ktonum.calibrate.tails import describe_sample, exceedance, fit_tail
+from ktonum.declare.cases import Case, Point, seed_of
+from ktonum.declare.op import Op
+from ktonum.kernels.audit.kto_op import OP as KTO
+from ktonum.ready_ops.cross_entropy import OP as CROSS_ENTROPY
+from ktonum.ready_ops.rms_norm import OP as RMS_NORM
+from ktonum.tolerances.tables import Tail
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = (1e-1, 1e-2, 1e-3)

@@ -2,9 +2,9 @@
 
     python benchmarks/defect_matrix.py [--out docs/defect_matrix.md] [--jobs 2]
 
-Takes some minutes on a CPU. Judges and their sources are in `judges.py`; the defects are `tests/mutants.py` (KTO),
-`tests/small_defects.py` and `tests/op_defects.py`. Every one is a small edit of a correct implementation, whose own
-results are put to the judges as well: what they flag there is a false alarm.
+Takes some minutes on a CPU. Judges and their sources are in `judges.py`; the defects are `tests/support/mutants.py`
+(KTO), `tests/support/small_defects.py` and `tests/support/op_defects.py`. Every one is a small edit of a correct
+implementation, whose own results are put to the judges as well: what they flag there is a false alarm.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from judges import JUDGES, Trial, relative_error  # noqa: E402
-from mutants import DEFECTS, POINTS  # noqa: E402
-from op_defects import BORDERLINE, OP_DEFECTS, OPS  # noqa: E402
-from plain_kto import PlainKTO  # noqa: E402
-from planted import ALL  # noqa: E402
 from rounding_floor import AtItsLimits  # noqa: E402
-from small_defects import LOSS_DEFECTS, NORM_DEFECTS  # noqa: E402
-from small_ops import RMS_NORM, SOFTMAX_LOSS  # noqa: E402
 
-from ktonum.cases import Point  # noqa: E402
-from ktonum.context import CaseContext  # noqa: E402
-from ktonum.kernels.kto_op import OP as KTO  # noqa: E402
-from ktonum.op import Op  # noqa: E402
+from ktonum.case.context import CaseContext  # noqa: E402
+from ktonum.declare.cases import Point  # noqa: E402
+from ktonum.declare.op import Op  # noqa: E402
+from ktonum.kernels.audit.kto_op import OP as KTO  # noqa: E402
+from support.mutants import DEFECTS, POINTS  # noqa: E402
+from support.op_defects import BORDERLINE, OP_DEFECTS, OPS  # noqa: E402
+from support.plain_kto import PlainKTO  # noqa: E402
+from support.planted import ALL  # noqa: E402
+from support.small_defects import LOSS_DEFECTS, NORM_DEFECTS  # noqa: E402
+from support.small_ops import RMS_NORM, SOFTMAX_LOSS  # noqa: E402
 
 #: The audit must flag defects larger than this many times the rounding floor.
 FACTOR = 3.0

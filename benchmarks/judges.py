@@ -16,12 +16,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ktonum.auditing.judge import run_check
+from ktonum.case.context import CaseContext
 from ktonum.checks import checks_for
-from ktonum.context import CaseContext
+from ktonum.declare.evaluation import named_outputs
 from ktonum.errors import CandidateError, UsageError
-from ktonum.evaluation import named_outputs
 from ktonum.results import Verdict
-from ktonum.runner import run_check
 
 __all__ = ["JUDGES", "Judge", "Trial", "relative_error"]
 

@@ -2,9 +2,9 @@
 
     python benchmarks/measure_bound_use.py [--largest 21] [--write docs/bounds.md]
 
-Every order's additions are carried out (``tests/rounded_sums.py``), at lengths 2⁶, 2⁹ ... 2²¹, on a CPU. The tables
-between the two comments in the page are replaced. The exit status is 1 if a right one uses more than its tolerance or
-less than a thirtieth, or a wrong one is within.
+Every order's additions are carried out (``tests/support/rounded_sums.py``), at lengths 2⁶, 2⁹ ... 2²¹, on a CPU. The
+tables between the two comments in the page are replaced. The exit status is 1 if a right one uses more than its
+tolerance or less than a thirtieth, or a wrong one is within.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests"))
 
-from rounded_sums import DATA, OPS, STORAGES, Subject, one_by_one_in, to_tf32, uses  # noqa: E402
-
 from ktonum.bounds import PAIRWISE, SEQUENTIAL  # noqa: E402
+from support.rounded_sums import DATA, OPS, STORAGES, Subject, one_by_one_in, to_tf32, uses  # noqa: E402
 
 SHORTEST, STEP = 6, 3
 #: What a right one may use.

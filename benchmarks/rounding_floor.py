@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ktonum.bounds import FUNCTION_ERROR, unit_roundoff
-from ktonum.cases import seed_of
+from ktonum.declare.cases import seed_of
 
 __all__ = ["AtItsLimits"]
 

@@ -6,15 +6,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ktonum.kernels.formula import KTOConfig as KTOConfig
+    from ktonum.kernels.contract.config import KTOConfig as KTOConfig
+    from ktonum.kernels.contract.reference import ReferenceKTOLoss as ReferenceKTOLoss
     from ktonum.kernels.loss import FusedLinearKTOLoss as FusedLinearKTOLoss
     from ktonum.kernels.loss import fused_linear_kto_loss as fused_linear_kto_loss
-    from ktonum.kernels.reference import ReferenceKTOLoss as ReferenceKTOLoss
 
 _HOME = {
     "FusedLinearKTOLoss": "loss",
-    "KTOConfig": "formula",
-    "ReferenceKTOLoss": "reference",
+    "KTOConfig": "contract.config",
+    "ReferenceKTOLoss": "contract.reference",
     "fused_linear_kto_loss": "loss",
 }
 

@@ -8,21 +8,13 @@ import torch
 from torch import Tensor
 
 from ktonum.errors import InputError
-from ktonum.kernels.autograd import ScoringOptions, differentiable_formula, sequence_logps
-from ktonum.kernels.formula import (
-    KTOConfig,
-    LossType,
-    Reduction,
-    kl_estimate,
-    kto_losses,
-    reduce_losses,
-    sequence_means,
-    split_sums,
-)
-from ktonum.kernels.interface import KTOLoss, cast_for_autocast
-from ktonum.kernels.launch_formula import FormulaInputs
-from ktonum.kernels.slabs import DEFAULT_WORKSPACE
-from ktonum.kernels.validation import KTOInputs, check_structure
+from ktonum.kernels.contract.config import KTOConfig, LossType, Reduction
+from ktonum.kernels.contract.formula import kl_estimate, kto_losses, reduce_losses, sequence_means, split_sums
+from ktonum.kernels.contract.inputs import KTOInputs, check_structure
+from ktonum.kernels.contract.interface import KTOLoss, cast_for_autocast
+from ktonum.kernels.device.formula.launch import FormulaInputs
+from ktonum.kernels.device.slabs import DEFAULT_WORKSPACE
+from ktonum.kernels.step.autograd import ScoringOptions, differentiable_formula, sequence_logps
 
 __all__ = ["FusedLinearKTOLoss", "KernelOptions", "fused_linear_kto_loss"]
 
@@ -67,8 +59,8 @@ def fused_linear_kto_loss(
 
     Returns:
         The loss (a scalar, or (B,) for ``reduction="none"``) and sums over desirable and over undesirable sequences of
-        log-probabilities, logits and rewards, in the order of `ktonum.kernels.formula.METRICS`. float64 for float64
-        inputs, otherwise float32.
+        log-probabilities, logits and rewards, in the order of `ktonum.kernels.contract.formula.METRICS`. float64 for
+        float64 inputs, otherwise float32.
 
     Raises:
         InputError: An argument does not fit; the message says which, and what is accepted.

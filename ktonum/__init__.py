@@ -9,56 +9,56 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ktonum.audit_plan import load_op as load_op
-    from ktonum.auditing import audit as audit
-    from ktonum.auditing import audit_case as audit_case
-    from ktonum.cases import Case as Case
-    from ktonum.cases import Point as Point
-    from ktonum.comparison import Comparison as Comparison
-    from ktonum.comparison import compare as compare
-    from ktonum.edge_dims import edge_points as edge_points
+    from ktonum.auditing.in_process import audit as audit
+    from ktonum.auditing.in_process import audit_case as audit_case
+    from ktonum.auditing.plan import load_op as load_op
+    from ktonum.declare.cases import Case as Case
+    from ktonum.declare.cases import Point as Point
+    from ktonum.declare.edge_dims import edge_points as edge_points
+    from ktonum.declare.op import Law as Law
+    from ktonum.declare.op import Op as Op
     from ktonum.errors import GradcheckError as GradcheckError
     from ktonum.errors import InputError as InputError
     from ktonum.errors import KtonumError as KtonumError
     from ktonum.errors import ToleranceError as ToleranceError
     from ktonum.gradient_check.gradcheck import gradcheck as gradcheck
     from ktonum.gradient_check.result import GradcheckResult as GradcheckResult
-    from ktonum.op import Law as Law
-    from ktonum.op import Op as Op
+    from ktonum.measure.comparison import Comparison as Comparison
+    from ktonum.measure.comparison import compare as compare
     from ktonum.results import CheckResult as CheckResult
     from ktonum.results import Localisation as Localisation
     from ktonum.results import Measurement as Measurement
     from ktonum.results import Power as Power
     from ktonum.results import Report as Report
     from ktonum.results import Verdict as Verdict
-    from ktonum.tolerances import assert_within as assert_within
+    from ktonum.tolerances.assertion import assert_within as assert_within
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Case": "cases",
+    "Case": "declare.cases",
     "CheckResult": "results",
-    "Comparison": "comparison",
+    "Comparison": "measure.comparison",
     "GradcheckError": "errors",
     "GradcheckResult": "gradient_check.result",
     "InputError": "errors",
     "KtonumError": "errors",
-    "Law": "op",
+    "Law": "declare.op",
     "Localisation": "results",
     "Measurement": "results",
-    "Op": "op",
-    "Point": "cases",
+    "Op": "declare.op",
+    "Point": "declare.cases",
     "Power": "results",
     "Report": "results",
     "ToleranceError": "errors",
     "Verdict": "results",
-    "assert_within": "tolerances",
-    "audit": "auditing",
-    "audit_case": "auditing",
-    "compare": "comparison",
-    "edge_points": "edge_dims",
+    "assert_within": "tolerances.assertion",
+    "audit": "auditing.in_process",
+    "audit_case": "auditing.in_process",
+    "compare": "measure.comparison",
+    "edge_points": "declare.edge_dims",
     "gradcheck": "gradient_check.gradcheck",
-    "load_op": "audit_plan",
+    "load_op": "auditing.plan",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ktonum.cli import main
+from ktonum.cli.command_line import main
 
 if __name__ == "__main__":
     main()

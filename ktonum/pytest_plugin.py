@@ -12,10 +12,8 @@ from typing import Any
 
 import pytest
 
-from ktonum.audit_plan import DEVICES, AuditPlan, AuditSettings, declared_ops, make_plan
-from ktonum.audit_process import AuditProcess
-from ktonum.errors import UsageError
-from ktonum.pytest_items import (
+from ktonum.auditing.plan import DEVICES, AuditPlan, AuditSettings, declared_ops, make_plan
+from ktonum.auditing.pytest_items import (
     PREFIX,
     ItemRunner,
     collect_items,
@@ -24,6 +22,8 @@ from ktonum.pytest_items import (
     name_in_junit,
     result_of,
 )
+from ktonum.auditing.worker_process import AuditProcess
+from ktonum.errors import UsageError
 from ktonum.results import CheckResult, Report
 
 __all__: list[str] = []

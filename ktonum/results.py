@@ -14,9 +14,11 @@ from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CheckResult", "Localisation", "Measurement", "Power", "Report", "Verdict"]
+__all__ = ["STANDARDS", "CheckResult", "Localisation", "Measurement", "Power", "Report", "Verdict"]
 
 SCHEMA = "ktonum-report/1"
+#: What a candidate can be held to; the first is the default.
+STANDARDS = ("precise", "eager")
 # Fields of a measurement that may be written as text, for want of infinities in JSON.
 _NUMBERS = ("value", "bound", "standard_error")
 

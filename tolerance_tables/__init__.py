@@ -1,1 +1,1 @@
-"""Measured tolerances, one TOML file an op; see `ktonum.table_files` for the schema."""
+"""Measured tolerances, one TOML file an op; see `ktonum.tolerances.table_files` for the schema."""

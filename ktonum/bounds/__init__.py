@@ -10,11 +10,8 @@ from ktonum.bounds.constants import FALSE_ALARM, confidence, gamma, probabilisti
 from ktonum.bounds.exponentials import FUNCTION_BIAS, FUNCTION_ERROR, ShiftedExponentials
 from ktonum.bounds.formats import BF16, E4M3, E5M2, FORMATS, FP16, FP32, FP64, TF32, Format
 from ktonum.bounds.standards import (
-    STANDARDS,
     Arithmetic,
-    DerivedErrors,
     ErrorBound,
-    ErrorModel,
     amplitude,
     from_measured_error,
     subnormal_rounding,
@@ -48,12 +45,9 @@ __all__ = [
     "FUNCTION_ERROR",
     "PAIRWISE",
     "SEQUENTIAL",
-    "STANDARDS",
     "TF32",
     "Arithmetic",
-    "DerivedErrors",
     "ErrorBound",
-    "ErrorModel",
     "Format",
     "Order",
     "ShiftedExponentials",

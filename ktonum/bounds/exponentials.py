@@ -29,7 +29,7 @@ from ktonum.bounds.summation import Order, stagnation_bias, sum_amplitude
 __all__ = ["FUNCTION_BIAS", "FUNCTION_ERROR", "ShiftedExponentials"]
 
 #: Error of exp and log in units of u: one unit in the last place, which is 2 u at most. What torch's CPU library keeps
-#: to in float32 and float64 (``tests/test_exponentials.py`` measures it). Of others, pass theirs.
+#: to in float32 and float64 (``tests/bounds/test_exponentials.py`` measures it). Of others, pass theirs.
 FUNCTION_ERROR = 2.0
 #: What of it need not average out over arguments, in units of u: a function's error is no matter of chance. Of a
 #: sigmoid by the GPU's approximate exponential and quotient it is 0.08 u: Liger-Kernel's SwiGLU in float32 on an H100

@@ -2,7 +2,7 @@
 
 IEEE 754-2019 for binary16, 32 and 64; the Open Compute Project's OFP8, revision 1.0 (2023), for the 8-bit formats; TF32
 is what tensor cores read of a float32, 10 explicit bits behind its 8 of exponent. Of the formats that torch has the
-figures are checked against every number of theirs, in ``tests/test_formats.py``.
+figures are checked against every number of theirs, in ``tests/bounds/test_formats.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["BF16", "E4M3", "E5M2", "FORMATS", "FP16", "FP32", "FP64", "TF32", "Format"]
+__all__ = ["BF16", "E4M3", "E5M2", "FORMATS", "FP16", "FP32", "FP64", "TF32", "Format", "spacing"]
 
 
 @dataclass(frozen=True)
@@ -91,3 +91,11 @@ E4M3 = Format("e4m3", 4, -6, 448.0, infinite=False)
 
 #: By name.
 FORMATS = {f.name: f for f in (FP64, FP32, TF32, FP16, BF16, E4M3, E5M2)}
+
+
+def spacing(expected: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance between neighbouring ``dtype`` numbers at ``expected``, as float64; subnormals included."""
+    info = torch.finfo(dtype)
+    # 2^⌊log2 |x|⌋ · eps, but at least the subnormal spacing; frexp's exponent is one larger than the floor.
+    _, exponent = torch.frexp(expected.double().abs().clamp(min=info.tiny))
+    return torch.ldexp(torch.full_like(expected, info.eps, dtype=torch.float64), exponent - 1)

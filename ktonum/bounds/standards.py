@@ -10,29 +10,14 @@ out; they are bounded apart and add up linearly.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-from ktonum.comparison import spacing
-from ktonum.evaluation import Evaluation
+from ktonum.bounds.formats import spacing
 
-__all__ = [
-    "STANDARDS",
-    "Arithmetic",
-    "DerivedErrors",
-    "ErrorBound",
-    "ErrorModel",
-    "amplitude",
-    "from_measured_error",
-    "subnormal_rounding",
-    "unit_roundoff",
-]
-
-STANDARDS = ("precise", "eager")
+__all__ = ["Arithmetic", "ErrorBound", "amplitude", "from_measured_error", "subnormal_rounding", "unit_roundoff"]
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
@@ -115,35 +100,6 @@ class ErrorBound:
     def final_rounding(self, expected: Tensor) -> Tensor:
         """Half a unit in the last place at ``expected``, which rounding to nearest cannot exceed; flat, float64."""
         return spacing(expected, self.dtype) / 2
-
-
-#: (independent, coherent), or these and a bias: see `ErrorBound`.
-DerivedErrors: TypeAlias = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, float]
-
-
-class ErrorModel(Protocol):
-    """An op's rounding-error analysis: bounds by output name, and by ``grad_INPUT``."""
-
-    def __call__(
-        self,
-        inputs: Mapping[str, Any],
-        parameters: Mapping[str, Any],
-        upstream: Mapping[str, Tensor],
-        oracle: Evaluation,
-        arithmetic: Arithmetic,
-    ) -> Mapping[str, DerivedErrors]:
-        """(independent, coherent), or these and a bias, by tensor name: see `ErrorBound`.
-
-        Tensors left out get a measured bound.
-
-        Args:
-            inputs: As the candidate sees them.
-            parameters: The point's parameters.
-            upstream: Upstream gradients by output name.
-            oracle: The reference's float64 run.
-            arithmetic: What is granted.
-        """
-        ...
 
 
 def from_measured_error(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ktonum.cases import Case
 from ktonum.checks import (
     autocast,
     bias,
@@ -25,8 +24,9 @@ from ktonum.checks import (
 )
 from ktonum.checks.check import Check, Inapplicable
 from ktonum.checks.law import law_check
+from ktonum.declare.cases import Case
+from ktonum.declare.op import Op
 from ktonum.errors import UsageError
-from ktonum.op import Op
 
 __all__ = ["CHECKS", "Check", "Inapplicable", "checks_for"]
 

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from ktonum.bounds import FALSE_ALARM, ErrorBound, from_measured_error
-from ktonum.cases import Case
+from ktonum.case.candidate_errors import candidate_errors
+from ktonum.case.context import MEASURED_SCALE, CaseContext
 from ktonum.checks.check import Check, Inapplicable
-from ktonum.context import MEASURED_SCALE, CaseContext, candidate_errors
-from ktonum.drawn_errors import DrawnError, drawn_errors, root_mean_square, typical_errors
+from ktonum.declare.cases import Case
+from ktonum.declare.evaluation import evaluate
+from ktonum.declare.op import Op
 from ktonum.errors import CandidateError
-from ktonum.evaluation import evaluate
-from ktonum.op import Op
-from ktonum.probe import Probe, bounded_probe
+from ktonum.measure.over_draws import DrawnError, drawn_errors, root_mean_square, typical_errors
+from ktonum.measure.probe import Probe, bounded_probe
 from ktonum.results import Measurement
 
 __all__ = ["CHECK"]

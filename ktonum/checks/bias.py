@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ktonum.bounds import ErrorBound
+from ktonum.case.context import CaseContext
 from ktonum.checks.check import Check, Inapplicable
-from ktonum.context import CaseContext
-from ktonum.probe import Probe, bounded_probe
+from ktonum.measure.probe import Probe, bounded_probe
 from ktonum.results import Measurement
 
 __all__ = ["CHECK"]

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ktonum.bounds import ErrorBound, from_measured_error
-from ktonum.cases import Case
-from ktonum.context import MEASURED_SCALE, CaseContext
-from ktonum.op import Op
-from ktonum.probe import Probe, bounded_probe
+from ktonum.case.context import MEASURED_SCALE, CaseContext
+from ktonum.declare.cases import Case
+from ktonum.declare.op import Op
+from ktonum.measure.probe import Probe, bounded_probe
 from ktonum.results import CheckResult
 
 __all__ = ["Check", "Inapplicable", "bound_or_plain", "held_to_bounds"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ktonum.case.context import CaseContext
 from ktonum.checks.check import Check
-from ktonum.context import CaseContext
-from ktonum.probe import Probe, equality_probe
+from ktonum.measure.probe import Probe, equality_probe
 
 __all__ = ["CHECK"]
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ktonum.cases import Case, seed_of
+from ktonum.case.context import CaseContext
 from ktonum.checks.check import Check, Inapplicable
-from ktonum.context import CaseContext
-from ktonum.evaluation import named_outputs
+from ktonum.declare.cases import Case, seed_of
+from ktonum.declare.evaluation import named_outputs
+from ktonum.declare.op import Op
 from ktonum.gradient_check.gradcheck import gradcheck
-from ktonum.op import Op
 from ktonum.results import CheckResult
 
 __all__ = ["CHECK"]

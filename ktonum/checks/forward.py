@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ktonum.case.context import CaseContext
 from ktonum.checks.check import Check, held_to_bounds
-from ktonum.context import CaseContext
-from ktonum.probe import Probe
+from ktonum.measure.probe import Probe
 
 __all__ = ["CHECK"]
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain, combinations
 
+from ktonum.case.context import CaseContext
 from ktonum.checks.check import Check, Inapplicable, held_to_bounds
-from ktonum.context import CaseContext
+from ktonum.declare.evaluation import Run
 from ktonum.errors import CandidateError
-from ktonum.evaluation import Run
-from ktonum.probe import Probe
+from ktonum.measure.probe import Probe
 
 __all__ = ["CHECK", "proper_subsets"]
 

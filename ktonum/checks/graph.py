@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from ktonum.bounds import ErrorBound
+from ktonum.bounds.formats import spacing
+from ktonum.case.candidate_errors import candidate_errors
+from ktonum.case.context import CaseContext
 from ktonum.checks.check import Check, held_to_bounds
-from ktonum.comparison import spacing
-from ktonum.context import CaseContext, candidate_errors
+from ktonum.declare.evaluation import named_outputs, tensors_like
 from ktonum.errors import CandidateError
-from ktonum.evaluation import named_outputs, tensors_like
-from ktonum.probe import Probe, bounded_probe
+from ktonum.measure.probe import Probe, bounded_probe
 
 __all__ = ["CHECK"]
 

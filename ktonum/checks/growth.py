@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from ktonum.bounds import Arithmetic, unit_roundoff
-from ktonum.cases import Case, dtype_name
+from ktonum.case.context import CaseContext
 from ktonum.checks.check import Check, Inapplicable, bound_or_plain
-from ktonum.comparison import compare
-from ktonum.context import CaseContext
-from ktonum.op import Op
-from ktonum.probe import Probe, bounded_probe
+from ktonum.declare.cases import Case, dtype_name
+from ktonum.declare.op import Op
+from ktonum.measure.comparison import compare
+from ktonum.measure.probe import Probe, bounded_probe
 from ktonum.results import Measurement
 
 __all__ = ["CHECK", "scheme"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ktonum.case.context import CaseContext
 from ktonum.checks.check import Check, Inapplicable, held_to_bounds
-from ktonum.context import CaseContext
-from ktonum.op import Law
-from ktonum.probe import Probe, equality_probe
+from ktonum.declare.op import Law
+from ktonum.measure.probe import Probe, equality_probe
 
 __all__ = ["law_check"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from ktonum.case.context import CaseContext
 from ktonum.checks.check import Check, Inapplicable, held_to_bounds
-from ktonum.context import CaseContext
-from ktonum.evaluation import Run
-from ktonum.probe import Probe, equality_probe
+from ktonum.declare.evaluation import Run
+from ktonum.measure.probe import Probe, equality_probe
 
 __all__ = ["CHECK"]
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from ktonum.case.context import CaseContext
 from ktonum.checks.check import Check, Inapplicable
-from ktonum.context import CaseContext
+from ktonum.declare.evaluation import Evaluation
 from ktonum.errors import CandidateError, InputError
-from ktonum.evaluation import Evaluation
-from ktonum.probe import Probe, equality_probe
+from ktonum.measure.probe import Probe, equality_probe
 
 __all__ = ["CHECK"]
 

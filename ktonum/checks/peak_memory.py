@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ktonum.bounds import STANDARDS
-from ktonum.cases import Case
+from ktonum.case.context import CaseContext
 from ktonum.checks.check import Check, Inapplicable
-from ktonum.context import CaseContext
-from ktonum.op import Op
-from ktonum.results import CheckResult, Measurement, Power, Verdict
+from ktonum.declare.cases import Case
+from ktonum.declare.op import Op
+from ktonum.results import STANDARDS, CheckResult, Measurement, Power, Verdict
 
 __all__ = ["CHECK"]
 

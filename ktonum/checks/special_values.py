@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
+from ktonum.case.context import CaseContext
 from ktonum.checks.check import Check, Inapplicable, bound_or_plain
-from ktonum.context import CaseContext
-from ktonum.probe import ENOUGH_TO_AVERAGE, Probe, bounded_probe
-from ktonum.special_inputs import default_special_inputs
+from ktonum.declare.special_inputs import default_special_inputs
+from ktonum.measure.probe import ENOUGH_TO_AVERAGE, Probe, bounded_probe
 
 __all__ = ["CHECK"]
 

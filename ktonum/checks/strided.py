@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ktonum.case.context import CaseContext
 from ktonum.checks.check import Check, Inapplicable, held_to_bounds
-from ktonum.context import CaseContext
-from ktonum.evaluation import Run
-from ktonum.layouts import spaced_out
-from ktonum.probe import Probe
+from ktonum.declare.evaluation import Run
+from ktonum.declare.tensor_copies import spaced_out
+from ktonum.measure.probe import Probe
 
 __all__ = ["CHECK"]
 

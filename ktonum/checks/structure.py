@@ -8,10 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ktonum.bounds import STANDARDS
+from ktonum.case.context import CaseContext
 from ktonum.checks.check import Check, Inapplicable
-from ktonum.context import CaseContext
-from ktonum.results import CheckResult, Measurement, Power, Verdict
+from ktonum.results import STANDARDS, CheckResult, Measurement, Power, Verdict
 
 __all__ = ["CHECK"]
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ktonum.bounds import ErrorBound
+from ktonum.case.context import CaseContext
 from ktonum.checks.check import Check, Inapplicable, held_to_bounds
-from ktonum.context import CaseContext
-from ktonum.evaluation import Run
-from ktonum.layouts import spaced_out
-from ktonum.probe import Probe, bounded_probe, equality_probe
+from ktonum.declare.evaluation import Run
+from ktonum.declare.tensor_copies import spaced_out
+from ktonum.measure.probe import Probe, bounded_probe, equality_probe
 
 __all__ = ["CHECK"]
 

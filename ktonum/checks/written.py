@@ -10,9 +10,9 @@ import torch
 import torch.utils.deterministic
 from torch import Tensor
 
+from ktonum.case.context import CaseContext
 from ktonum.checks.check import Check, held_to_bounds
-from ktonum.context import CaseContext
-from ktonum.probe import Probe
+from ktonum.measure.probe import Probe
 
 __all__ = ["CHECK", "poisoned_memory"]
 

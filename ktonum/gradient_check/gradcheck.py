@@ -1,8 +1,9 @@
 """A gradient check by float64 finite differences that states its own error bar and power.
 
 One backward with random signed cotangents u yields the gradient g of ``s = sum_k <u_k, f_k(x)>``. Along signed random
-directions d, ``<g, d>`` is held against an extrapolated central difference of s (`ktonum.differences`). All outputs
-and all elements take part in every comparison, and the error bar of the difference, not a fixed tolerance, decides.
+directions d, ``<g, d>`` is held against an extrapolated central difference of s (`ktonum.gradient_check.differences`).
+All outputs and all elements take part in every comparison, and the error bar of the difference, not a fixed tolerance,
+decides.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import Any
 import torch
 
 from ktonum.errors import GradcheckError, InputError
-from ktonum.gradient_check.function import (
+from ktonum.gradient_check.checked_function import (
     CheckedFunction,
     Contraction,
     carries_float32_only,
     first_bad_element,
     seeded_signs,
 )
-from ktonum.gradient_check.probe import FEWEST_LEVELS, Setting, measure
+from ktonum.gradient_check.directions import FEWEST_LEVELS, Setting, measure
 from ktonum.gradient_check.result import GradcheckResult, InputGradient, ProbeMeasurement
 from ktonum.gradient_check.verdict import judge
 from ktonum.results import Verdict

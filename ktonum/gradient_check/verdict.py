@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ktonum import differences as fd
-from ktonum.gradient_check.localise import localise
-from ktonum.gradient_check.probe import ZERO_GRADIENT, Probe, Setting
+from ktonum.gradient_check import differences as fd
+from ktonum.gradient_check.directions import ZERO_GRADIENT, Probe, Setting
 from ktonum.gradient_check.result import GradcheckResult, InputGradient, ProbeMeasurement
+from ktonum.gradient_check.wrong_element import localise
 from ktonum.results import Verdict
 
 __all__ = ["judge"]

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from ktonum.errors import UsageError
-from ktonum.report.powers import blind_spots, flagged_from, power_rows, weakest_power
+from ktonum.report.power_tables import blind_spots, flagged_from, power_rows, weakest_power
 from ktonum.report.summary import (
     CaseName,
     closing_sentence,

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ktonum.cases import DTYPES
+from ktonum.declare.cases import DTYPES
 from ktonum.report.case_names import CaseName
-from ktonum.results import CheckResult, Measurement, Report, Verdict
+from ktonum.results import STANDARDS, CheckResult, Measurement, Report, Verdict
 
 __all__ = [
     "CaseName",
@@ -28,7 +28,6 @@ __all__ = [
     "standards",
 ]
 
-STANDARDS = ("precise", "eager")
 # Of how many failing tensors a finding says where they are wrong; a result has all of them.
 _TENSORS_SHOWN = 2
 

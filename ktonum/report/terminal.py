@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from ktonum.report.powers import HEADLINES, blind_spots, power_rows, weakest_power
+from ktonum.report.power_tables import HEADLINES, blind_spots, power_rows, weakest_power
 from ktonum.report.summary import (
     CaseName,
     closing_sentence,

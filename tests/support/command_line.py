@@ -19,15 +19,13 @@ from typing import Any
 
 import pytest
 import torch
-from throwaway_ops import write_ops
 
-import ktonum
-from ktonum import cli
+from ktonum.cli import command_line as cli
 from ktonum.results import Report
+from support.repository import ROOT
+from support.throwaway_ops import write_ops
 
 __all__ = ["ROOT", "audit", "environment_of_a_user", "run", "run_process", "run_pytest", "run_script", "start"]
-
-ROOT = Path(ktonum.__file__).resolve().parents[1]
 
 #: Exit status, standard output, standard error.
 Ended = tuple[int, str, str]
@@ -42,7 +40,7 @@ def environment_of_a_user(**changes: str) -> dict[str, str]:
 def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """``ktonum ARGUMENTS`` in a process of its own and a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "ktonum.cli", *arguments],
+        [sys.executable, "-m", "ktonum", *arguments],
         cwd=folder,
         env=environment_of_a_user(**environment),
         stdout=subprocess.PIPE,

@@ -1,0 +1,1 @@
+"""What a KTO loss is, in plain PyTorch: its parameters, accepted inputs, formula, interface, and the reference."""

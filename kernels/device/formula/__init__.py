@@ -1,0 +1,1 @@
+"""The loss formula on sequences' log-probabilities, in one launch."""

@@ -1,0 +1,1 @@
+"""Gradients of inputs, weight and bias from a slab of exponentials."""

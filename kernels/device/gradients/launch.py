@@ -1,0 +1,226 @@
+"""Launching the gradient kernels on plain tensors: a slab of exponentials, hidden states, the head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ktonum.kernels.device.block_sizes import WEIGHT_GRADIENT
+from ktonum.kernels.device.gradients.kernels import (
+    add_target_terms_kernel,
+    bias_gradient_kernel,
+    finish_input_gradient_kernel,
+    stretch_bounds_kernel,
+    weight_gradient_kernel,
+)
+from ktonum.kernels.device.hardware import ACCUMULATORS, INTERPRETED, programs, serves_descriptors
+from ktonum.kernels.device.kernel_launcher import Launcher, cdiv
+from ktonum.kernels.device.products import accumulator_dtype, product
+from ktonum.kernels.device.slabs import Slab
+from ktonum.kernels.device.sums.launch import Coefficients
+
+__all__ = ["WIDE_ROWS", "Rows", "SortedTargets", "bias_gradient", "input_gradient", "weight_gradient"]
+
+_add_target_terms_kernel = Launcher(add_target_terms_kernel)
+_bias_gradient_kernel = Launcher(bias_gradient_kernel)
+_finish_input_gradient_kernel = Launcher(finish_input_gradient_kernel)
+_stretch_bounds_kernel = Launcher(stretch_bounds_kernel)
+_weight_gradient_kernel = Launcher(weight_gradient_kernel)
+
+#: Rows of the weight's gradient that exist in the accumulator's dtype at a time: 128 MiB at hidden size 4096.
+WIDE_ROWS = 8192
+# Vocabulary entries that share a bound of `SortedTargets`.
+_STRETCH = WEIGHT_GRADIENT.columns
+
+
+@dataclass(frozen=True)
+class SortedTargets:
+    """The rows by target, so that sums over the rows of one target need no atomics.
+
+    Attributes:
+        target: Sorted, (N,), int32.
+        order: The row that each came from, (N,), int64; rows of one target in their own order.
+        bounds: Where the targets of each stretch of the vocabulary begin, and where the last ends.
+    """
+
+    target: Tensor
+    order: Tensor
+    bounds: Tensor
+
+    @classmethod
+    def of(cls, target: Tensor, vocabulary: int) -> SortedTargets:
+        """Sort ``target``, (N,)."""
+        # Sorting takes a pass for each byte.
+        in_order, order = torch.sort(target.int(), stable=True)
+        stretches = cdiv(vocabulary, _STRETCH)
+        bounds = torch.empty(stretches + 1, dtype=torch.int64, device=target.device)
+        block = 1024 if INTERPRETED else 128
+        _stretch_bounds_kernel[(cdiv(stretches + 1, block),)](
+            in_order,
+            bounds,
+            count=len(target),
+            stretches=stretches,
+            vocabulary=vocabulary,
+            steps=len(target).bit_length(),
+            STRETCH=_STRETCH,
+            BLOCK=block,
+        )
+        return cls(in_order, order, bounds)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the gradients need of each token.
+
+    Attributes:
+        input: x, (N, H), any strides.
+        target: y, (N,), int64, contiguous.
+        targets: The rows by target.
+        coefficients: What it counts.
+    """
+
+    input: Tensor
+    target: Tensor
+    targets: SortedTargets
+    coefficients: Coefficients
+
+
+def weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_input: Tensor) -> None:
+    """``grad_rows_v = scale Σ_t e_tv weighted_input_t + Σ_{t: y_t = v} a_t x_t``, rounded once.
+
+    Args:
+        grad_rows: The slab's rows of the weight's gradient, (columns, H), contiguous.
+        slab, rows: See there.
+        weighted_input: −f_t c_t x_t / scale in the hidden states' dtype, (N, H); or x_t, where that factor is in the
+            slab already.
+    """
+    e, x = slab.exponentials, rows.input
+    if e.shape[0] and serves_descriptors(e, weighted_input, grad_rows) and x.stride(1) == 1:
+        _fused_weight_gradient(grad_rows, slab, rows, weighted_input)
+        return
+    for start in range(0, e.shape[1], WIDE_ROWS):
+        # Complete in the accumulator's dtype, so that it is rounded once: rounding the product before the targets'
+        # terms are added doubled the error of float16's subnormal gradients.
+        total = product(e[:, start : start + WIDE_ROWS].t(), weighted_input)
+        total *= rows.coefficients.scale
+        _add_target_terms(total, slab.first_column + start, rows)
+        grad_rows[start : start + WIDE_ROWS] = total
+
+
+def _fused_weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_input: Tensor) -> None:
+    (count, columns), hidden = slab.exponentials.shape, grad_rows.shape[1]
+    blocks = WEIGHT_GRADIENT
+    tiles = cdiv(columns, blocks.columns) * cdiv(hidden, blocks.hidden)
+    # The interpreter truncates on a cast to bfloat16.
+    written = torch.empty_like(grad_rows, dtype=rows.coefficients.scale.dtype) if INTERPRETED else grad_rows
+    _weight_gradient_kernel[(programs(grad_rows.device, tiles, persistent=True),)](
+        TensorDescriptor.from_tensor(slab.exponentials, [blocks.rows, blocks.columns]),
+        TensorDescriptor.from_tensor(weighted_input, [blocks.rows, blocks.hidden]),
+        # Half a tile's hidden entries, as the kernel stores them.
+        TensorDescriptor.from_tensor(written, [blocks.columns, blocks.hidden // 2]),
+        rows.coefficients.scale,
+        rows.input,
+        rows.coefficients.at_target,
+        rows.targets.target,
+        rows.targets.order,
+        rows.targets.bounds,
+        row_count=count,
+        column_count=columns,
+        first_column=slab.first_column,
+        hidden=hidden,
+        stride_input_row=rows.input.stride(0),
+        UPCAST=INTERPRETED,
+        BLOCK_COLUMNS=blocks.columns,
+        BLOCK_HIDDEN=blocks.hidden,
+        BLOCK_ROWS=blocks.rows,
+        BLOCK_TARGETS=32,
+        GROUP=blocks.group,
+        num_warps=blocks.warps,
+        num_stages=blocks.stages,
+    )
+    if written is not grad_rows:
+        grad_rows.copy_(written)
+
+
+def _add_target_terms(grad_rows: Tensor, first_target: int, rows: Rows) -> None:
+    """``grad_rows[v − first_target] += Σ_{t: y_t = v} a_t x_t``; (R, H), contiguous, accumulator's dtype."""
+    count, hidden = rows.input.shape
+    if count == 0:
+        return
+    block_rows, block_hidden = (64, 256) if INTERPRETED else (32, 64)
+    _add_target_terms_kernel[(cdiv(count, block_rows), cdiv(hidden, block_hidden))](
+        grad_rows,
+        rows.input,
+        rows.coefficients.at_target,
+        rows.targets.target,
+        rows.targets.order,
+        row_count=count,
+        first_target=first_target,
+        grad_rows=grad_rows.shape[0],
+        hidden=hidden,
+        stride_grad_row=grad_rows.stride(0),
+        stride_input_row=rows.input.stride(0),
+        stride_input_hidden=rows.input.stride(1),
+        ACCUMULATOR=ACCUMULATORS[accumulator_dtype(rows.input.dtype)],
+        BLOCK_ROWS=block_rows,
+        BLOCK_HIDDEN=block_hidden,
+    )
+
+
+def bias_gradient(grad_rows: Tensor, slab: Slab, rows: Rows) -> None:
+    """``grad_rows_v = −Σ_t f_t c_t e_tv + Σ_{t: y_t = v} a_t``; (columns,), accumulator's dtype."""
+    count, columns = slab.exponentials.shape
+    _bias_gradient_kernel[(cdiv(columns, _STRETCH),)](
+        slab.exponentials,
+        rows.coefficients.scale,
+        rows.coefficients.elsewhere,
+        rows.coefficients.at_target,
+        rows.targets.target,
+        rows.targets.order,
+        rows.targets.bounds,
+        grad_rows,
+        row_count=count,
+        column_count=columns,
+        first_column=slab.first_column,
+        stride_slab_row=slab.exponentials.stride(0),
+        BLOCK_ROWS=64,
+        BLOCK_COLUMNS=_STRETCH,
+    )
+
+
+def input_gradient(grad: Tensor, places: Tensor, sums: Tensor, weight: Tensor, rows: Rows) -> None:
+    """``grad[places_t] = −f_t c_t sums_t + a_t w_{y_t}``, rounded once.
+
+    Args:
+        grad: (all tokens, H), contiguous.
+        places: Which row of ``grad`` each row belongs to, (N,), int64.
+        sums: Σ_v e_tv w_v, (N, H), contiguous, accumulator's dtype.
+        weight: (V, H), any strides.
+        rows: See there.
+    """
+    count, hidden = sums.shape
+    block_rows, block_hidden = (64, 256) if INTERPRETED else (4, 512)
+    # The interpreter truncates on a cast to bfloat16.
+    written = torch.zeros_like(grad, dtype=sums.dtype) if INTERPRETED else grad
+    _finish_input_gradient_kernel[(cdiv(count, block_rows), cdiv(hidden, block_hidden))](
+        sums,
+        rows.coefficients.scale,
+        rows.coefficients.elsewhere,
+        rows.coefficients.at_target,
+        rows.target,
+        places,
+        weight,
+        written,
+        row_count=count,
+        vocabulary=weight.shape[0],
+        hidden=hidden,
+        stride_weight_row=weight.stride(0),
+        stride_weight_hidden=weight.stride(1),
+        BLOCK_ROWS=block_rows,
+        BLOCK_HIDDEN=block_hidden,
+    )
+    if written is not grad:
+        grad.copy_(written)

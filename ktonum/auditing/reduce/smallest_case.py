@@ -1,0 +1,114 @@
+"""The smallest case at which a failure still shows: fewer and smaller dims, and the first seed that shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from ktonum.auditing.in_process import audit_case
+from ktonum.declare.cases import Case
+from ktonum.declare.op import Op
+from ktonum.results import CheckResult, Verdict
+
+__all__ = ["MOST_RUNS", "SmallestCase", "fails_with", "reduced", "smallest_case"]
+
+#: Runs of the check that a reduction may take.
+MOST_RUNS = 24
+# Seeds tried at sizes where the case's own shows nothing.
+_OFFSETS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class SmallestCase:
+    """What a reduction came to.
+
+    Attributes:
+        case: The smallest case found that fails; the given one where none smaller does.
+        runs: How often the check was run.
+        exhausted: Whether the budget of runs ended the search.
+    """
+
+    case: Case
+    runs: int
+    exhausted: bool
+
+
+def smallest_case(
+    op: Op,
+    case: Case,
+    check: str,
+    tensor: str,
+    *,
+    standard: str = "precise",
+    on_smaller: Callable[[Case], None] | None = None,
+) -> SmallestCase:
+    """Reduce a case that fails, as long as the same check fails on the same tensor.
+
+    Args:
+        op: The op under audit.
+        case: A case that fails.
+        check: The check's name.
+        tensor: The tensor's name; its first word counts, for others may name sizes.
+        standard: The standard that decides.
+        on_smaller: Called with each smaller case that fails.
+    """
+
+    def fails(smaller: Case) -> bool:
+        failed = fails_with(audit_case(op, smaller, check, standard=standard), tensor)
+        if failed and on_smaller is not None:
+            on_smaller(smaller)
+        return failed
+
+    return reduced(case, fails)
+
+
+def fails_with(result: CheckResult, tensor: str) -> bool:
+    """Whether a result is a FAIL in the tensor that is called so; any FAIL for an empty name."""
+    if result.verdict is not Verdict.FAIL:
+        return False
+    failing = {_first_word(m.name) for m in result.measurements if not m.within}
+    return not tensor or _first_word(tensor) in failing
+
+
+def _first_word(name: str) -> str:
+    return name.partition("/")[0].partition(" ")[0].rstrip(",")
+
+
+def reduced(case: Case, fails: Callable[[Case], bool], *, most_runs: int = MOST_RUNS) -> SmallestCase:
+    """Shrink one dim at a time, the largest first, until nothing smaller fails or ``most_runs`` are spent.
+
+    A smaller case has other inputs, and may be right by luck: when no size fails any more at the case's own seed,
+    further ones are tried.
+    """
+    runs = 0
+    tried = {case.name}
+    for offset in _OFFSETS:
+        shrunk = True
+        while shrunk:
+            shrunk = False
+            for smaller in _smaller(case, offset):
+                if smaller.name in tried:
+                    continue
+                if runs == most_runs:
+                    return SmallestCase(case, runs, True)
+                tried.add(smaller.name)
+                runs += 1
+                if fails(smaller):
+                    case, shrunk = smaller, True
+                    break
+    return SmallestCase(case, runs, False)
+
+
+def _smaller(case: Case, offset: int) -> Iterator[Case]:
+    """The case with one dim smaller, the largest dim first and its smallest size first."""
+    dims = case.point.dims
+    for name, size in sorted(dims.items(), key=lambda item: -item[1]):
+        for less in _sizes(size):
+            point = replace(case.point, dims={**dims, name: less})
+            yield replace(case, point=point, offset=offset)
+
+
+def _sizes(size: int) -> list[int]:
+    """One, a quarter, a half, and one beyond the last power of two: the least of a tile that is not whole."""
+    edge = 1 << max(0, (size - 2).bit_length() - 1)
+    return sorted({1, size // 4, size // 2, edge + 1} & set(range(1, size)))

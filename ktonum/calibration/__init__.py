@@ -1,1 +1,0 @@
-"""Calibration: errors of right implementations, their tails, and the tolerances that a table keeps."""

@@ -1,0 +1,56 @@
+"""``ktonum gate``: read two audits, compare them, say what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ktonum.errors import UsageError
+from ktonum.gate.decision import hold_against
+from ktonum.gate.decision_report import print_gate, write_json
+from ktonum.gate.report_reading import read_report
+from ktonum.report.terminal import make_console
+
+__all__ = ["GateRequest", "gate_command"]
+
+
+@dataclass(frozen=True)
+class GateRequest:
+    """A command line of ``ktonum gate``.
+
+    Attributes:
+        current, baseline: Files that ``ktonum audit --json`` wrote.
+        json: A file to write; None for none.
+        false_alarm: See `ktonum.gate.grown_errors`.
+        strict: Whether growth on a new device and what became INCONCLUSIVE fail.
+    """
+
+    current: str
+    baseline: str
+    json: str | None
+    false_alarm: float
+    strict: bool
+
+
+def gate_command(request: GateRequest) -> int:
+    """Hold one audit against the other and print the decision.
+
+    Returns:
+        The exit status: 0 when nothing is worse than in the baseline, else 1.
+
+    Raises:
+        UsageError: A file is no audit's JSON, the two cannot be compared, or an argument is none of those accepted.
+    """
+    if not 0 < request.false_alarm < 1:
+        raise UsageError(f"--false-alarm {request.false_alarm:g} is no probability: use a number such as 0.01")
+    if request.json is not None and not Path(request.json).absolute().parent.is_dir():
+        raise UsageError(f"--json {request.json!r}: there is no folder {Path(request.json).parent}: create it first")
+    baseline = read_report(request.baseline, "--baseline")
+    current = read_report(request.current, "CURRENT")
+    gate = hold_against(baseline=baseline, current=current, false_alarm=request.false_alarm, strict=request.strict)
+    console = make_console()
+    print_gate(console, gate)
+    if request.json is not None:
+        write_json(gate, request.json)
+        console.print(f"Written: {request.json}", markup=False, soft_wrap=True)
+    return 0 if gate.passed else 1

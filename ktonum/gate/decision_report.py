@@ -1,0 +1,149 @@
+"""A gate's decision on the terminal and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from ktonum.gate.decision import Attribution, Failure, Gate, Growth
+from ktonum.gate.grown_errors import Drift, times
+from ktonum.report.case_names import CaseName
+from ktonum.results import CheckResult
+
+__all__ = ["SCHEMA", "closing_sentence", "print_gate", "to_record", "write_json"]
+
+SCHEMA = "ktonum-gate/1"
+# Lines of each kind; the JSON has them all.
+_SHOWN = 3
+_TOLD = 1
+_STYLES = {"FAILS": "bold red", "GREW": "bold red", "VANISHED": "bold red", "told": "yellow", "better": "green"}
+
+
+def print_gate(console: Console, gate: Gate) -> None:
+    """What changed, a line each and the worst first, then the decision."""
+    console.print(f"{gate.compared} checks of {gate.cases} cases are in both audits; {_changed(gate)}", markup=False)
+    for mark, what, why in _rows(gate):
+        # A log keeps a line whole, and so can a search in it.
+        console.print(Text.assemble((f"{mark:<9} ", _STYLES[mark]), f"{why:<16}  {what}"), soft_wrap=True)
+    console.print(Text(closing_sentence(gate), style="bold green" if gate.passed else "bold red"), soft_wrap=True)
+
+
+def _changed(gate: Gate) -> str:
+    if not gate.changed:
+        return f"not one of {gate.errors} errors has changed."
+    few = "" if gate.enough_cases else ", in too few cases to tell growth from chance"
+    return f"{gate.changed} of {gate.errors} errors have changed{few}."
+
+
+def _rows(gate: Gate) -> list[tuple[str, str, str]]:
+    """Mark, what happened, and whose doing it is."""
+    told = [_growth(g) for g in gate.growths if g not in gate.worse]
+    lost = [(f"{s} is met no more in {_number(n, 'check')}", a.value) for (s, a), n in gate.standards.items()]
+    rows = _shortened("FAILS", [_failure(f) for f in gate.failures])
+    rows += _shortened("GREW", [_growth(g) for g in gate.worse])
+    rows += _shortened("VANISHED", [(where, "") for where in _cases(gate.vanished)])
+    rows += _shortened("told", told)
+    rows += _shortened("told", lost)
+    rows += _shortened("told", [(where, "can tell no more") for where in _cases(gate.undecided)])
+    rows += _shortened("told", [(where, "still fails") for where in _cases(gate.known)])
+    if gate.environment:
+        differing = ", ".join(f"{k} {old} → {new}" for k, (old, new) in gate.environment.items())
+        rows.append(("told", differing, Attribution.DEVICE_NEW.value if gate.device_new else "differs"))
+    if gate.new:
+        rows.append(("told", f"{_number(len(gate.new), 'check')} not in the baseline", Attribution.CASE_NEW.value))
+    rows += _shortened("better", [(where, "fails no more") for where in _cases(gate.fixed)])
+    return rows + _shortened("better", [(_drift(d), "") for d in gate.shrunk])
+
+
+def _shortened(mark: str, found: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
+    shown = _TOLD if mark in ("told", "better") else _SHOWN
+    rows = [(mark, *words) for words in found[:shown]]
+    more = len(found) - shown
+    return [*rows, (mark, f"{more} more, see --json", "")] if more > 0 else rows
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def _failure(failure: Failure) -> tuple[str, str]:
+    r = failure.result
+    why = r.reason.partition("\n")[0] or r.verdict.value
+    return f"{r.check} {CaseName.read(r.case).short}: {why}", failure.attribution.value
+
+
+def _growth(growth: Growth) -> tuple[str, str]:
+    words = _drift(growth.drift)
+    if growth.attribution in (Attribution.REFERENCE_BETTER, Attribution.BOUND_TIGHTER):
+        words += f"; of bounds that are × {growth.drift.bound_ratio:.3g} what they were"
+    return words, growth.attribution.value
+
+
+def _drift(d: Drift) -> str:
+    among = f": {', '.join(d.steepest)}" if d.steepest else f" {times(d.ratio)}"
+    return f"{d.what} in {d.dtype}{among}, larger in {d.larger} of {d.cases} cases (p = {d.p:.0e})"
+
+
+def _cases(results: Sequence[CheckResult]) -> list[str]:
+    """Each case once, with its checks."""
+    checks: dict[str, list[str]] = {}
+    for r in results:
+        checks.setdefault(r.case, []).append(r.check)
+    return [
+        f"{CaseName.read(case).short}: {', '.join(names) if len(names) <= _SHOWN else _number(len(names), 'check')}"
+        for case, names in checks.items()
+    ]
+
+
+def closing_sentence(gate: Gate) -> str:
+    """The decision and what it rests on, in a sentence."""
+    counts = [
+        (len(gate.failures), "new failure", "new failures"),
+        (len(gate.worse), "group of errors grew beyond chance", "groups of errors grew beyond chance"),
+        (len(gate.vanished), "check vanished", "checks vanished"),
+        (len(gate.undecided) if gate.strict else 0, "check can tell no more", "checks can tell no more"),
+        (gate.unfinished, "check was not run", "checks were not run"),
+    ]
+    parts = [f"{n} {one if n == 1 else many}" for n, one, many in counts if n]
+    if gate.passed:
+        return "The gate passes: nothing is worse than in the baseline."
+    meant = "" if gate.failures or gate.unfinished else " If that is meant, make CURRENT the new baseline."
+    return f"The gate fails: {', '.join(parts)}.{meant}"
+
+
+def to_record(gate: Gate) -> dict[str, Any]:
+    """The decision, JSON-ready; results by case, check, verdict and reason, which the audits' files have in full."""
+    return {
+        "schema": SCHEMA,
+        "passed": gate.passed,
+        "sentence": closing_sentence(gate),
+        "failures": [
+            {**_brief(f.result), "before": f.before, "attribution": f.attribution.value} for f in gate.failures
+        ],
+        "growths": [{**dataclasses.asdict(g.drift), "attribution": g.attribution.value} for g in gate.growths],
+        "shrunk": [dataclasses.asdict(d) for d in gate.shrunk],
+        **{
+            name: [_brief(r) for r in getattr(gate, name)]
+            for name in ("vanished", "undecided", "fixed", "new", "known")
+        },
+        "standards": [{"standard": s, "attribution": a.value, "results": n} for (s, a), n in gate.standards.items()],
+        "environment": {k: {"before": old, "now": new} for k, (old, new) in gate.environment.items()},
+        "counts": {
+            k: getattr(gate, k) for k in ("compared", "cases", "changed", "errors", "enough_cases", "unfinished")
+        },
+    }
+
+
+def _brief(r: CheckResult) -> dict[str, str]:
+    return {"case": r.case, "check": r.check, "verdict": r.verdict.value, "reason": r.reason}
+
+
+def write_json(gate: Gate, path: str | Path) -> None:
+    """Write `to_record`."""
+    Path(path).write_text(json.dumps(to_record(gate), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,172 @@
+"""Which result of an audit belongs to which of an earlier one, and what became of each measured error."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ktonum.report.case_names import CaseName
+from ktonum.results import CheckResult, Measurement
+
+__all__ = ["Change", "Pair", "Pairing", "any_grew", "changes", "pair_results"]
+
+# A ratio of more than this counts as this: where chance made one of two errors tiny, their ratio says little.
+_LARGEST = math.log(1000.0)
+# What bounds that follow the reference say of their source, see `ktonum.case.context`.
+_MEASURED = "the error of the reference"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One check of one case in both audits."""
+
+    before: CheckResult
+    now: CheckResult
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Results by whether both audits have them. ``vanished`` are the baseline's alone, ``new`` the current audit's."""
+
+    pairs: tuple[Pair, ...]
+    vanished: tuple[CheckResult, ...]
+    new: tuple[CheckResult, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one measured error. Natural logarithms of ratios: positive is larger now.
+
+    Attributes:
+        case: The case's name in the current audit.
+        check: The check.
+        tensor, measure: E.g. ``grad_weight`` and ``relative_norm``.
+        use: Of error / bound.
+        bound: Of the bound; of an error in units of its bound that of the tensor's norm, 0 where that is not known.
+        from_reference: Whether the bound is measured on the reference, so that a better reference tightens it.
+        sides: Error / bound before and now.
+    """
+
+    case: str
+    check: str
+    tensor: str
+    measure: str
+    use: float
+    bound: float
+    from_reference: bool
+    sides: tuple[float, float] = field(compare=False)
+
+    @property
+    def error(self) -> float:
+        """Of the error itself, as far as it can be told from its use of the bound."""
+        return max(-_LARGEST, min(_LARGEST, self.use + self.bound))
+
+    @property
+    def kind(self) -> str:
+        """``gradients`` or ``outputs``, which one tensor's errors are among."""
+        return "gradients" if self.tensor.startswith("grad_") else "outputs"
+
+    @property
+    def dtype(self) -> str:
+        """The case's."""
+        return CaseName.read(self.case).dtype
+
+
+def pair_results(baseline: Sequence[CheckResult], current: Sequence[CheckResult]) -> Pairing:
+    """Pair results by case and check; cases that no other has by name, by their name without the seed's offset."""
+    there = _by_case(baseline)
+    here = _by_case(current)
+    partner = {case: case for case in here if case in there}
+    left: dict[str, list[str]] = {}
+    for case in there:
+        if case not in partner:
+            left.setdefault(_without_offset(case), []).append(case)
+    for case in here:
+        if case not in partner and left.get(_without_offset(case)):
+            partner[case] = left[_without_offset(case)].pop(0)
+    pairs, new = [], []
+    for case, results in here.items():
+        before = there.get(partner.get(case, ""), {})
+        for check, result in results.items():
+            if check in before:
+                pairs.append(Pair(before[check], result))
+            else:
+                new.append(result)
+    known = {(pair.before.case, pair.before.check) for pair in pairs}
+    vanished = tuple(r for r in baseline if (r.case, r.check) not in known)
+    return Pairing(tuple(pairs), vanished, tuple(new))
+
+
+def _by_case(results: Sequence[CheckResult]) -> dict[str, dict[str, CheckResult]]:
+    found: dict[str, dict[str, CheckResult]] = {}
+    for r in results:
+        found.setdefault(r.case, {})[r.check] = r
+    return found
+
+
+def _without_offset(case: str) -> str:
+    return case.removesuffix(CaseName.read(case).offset)
+
+
+def changes(pairs: Sequence[Pair]) -> Iterator[Change]:
+    """What became of every error that is held to a bound and is no zero on either side.
+
+    An exact zero is no draw of a rounding error but an equation that holds bit for bit, as a law's two runs may.
+    """
+    for pair in pairs:
+        before = _by_key(pair.before)
+        now = _by_key(pair.now)
+        for key, m in now.items():
+            old = before.get(key)
+            if old is None or not (_is_error(m) and _is_error(old)):
+                continue
+            tensor, measure = key
+            if m.unit == "bound":
+                bound = _norm_bound(now, tensor) - _norm_bound(before, tensor)
+                if not math.isfinite(bound):
+                    bound = 0.0
+            else:
+                bound = math.log(m.bound / old.bound)
+            use = _log(m.use) - _log(old.use)
+            if math.isnan(use):  # infinite on both sides
+                continue
+            use = max(-_LARGEST, min(_LARGEST, use))
+            measured = _MEASURED in m.bound_source and _MEASURED in old.bound_source
+            yield Change(
+                pair.now.case, pair.now.check, _first_word(tensor), measure, use, bound, measured, (old.use, m.use)
+            )
+
+
+def any_grew(pair: Pair) -> bool:
+    """Whether any error is larger now, or measured for the first time, exact zeros included."""
+    before = {m.name: m for m in pair.before.measurements}
+    zeros = [m for m in pair.now.measurements if m.value != 0 and (m.name not in before or before[m.name].value == 0)]
+    return bool(zeros) or any(c.error > 0 for c in changes([pair]))
+
+
+def _by_key(result: CheckResult) -> dict[tuple[str, str], Measurement]:
+    """By tensor, with what the check says of it, and measure; how many draws a bias took is no part of it."""
+    keyed = {}
+    for m in result.measurements:
+        tensor, _, measure = m.name.rpartition("/")
+        keyed[tensor, re.sub(r" of \d+ draws", "", measure)] = m
+    return keyed
+
+
+def _is_error(m: Measurement) -> bool:
+    return m.unit in ("1", "bound") and 0 < m.bound < math.inf and m.value != 0
+
+
+def _norm_bound(measured: Mapping[tuple[str, str], Measurement], tensor: str) -> float:
+    m = measured.get((tensor, "relative_norm"))
+    return math.nan if m is None or not 0 < m.bound < math.inf else math.log(m.bound)
+
+
+def _log(use: float) -> float:
+    return math.inf if math.isinf(use) else math.log(use)
+
+
+def _first_word(tensor: str) -> str:
+    return re.split(r"[ ,]", tensor, maxsplit=1)[0]

@@ -1,1 +1,0 @@
-"""`ktonum gate`: an audit held against an earlier one, its baseline."""

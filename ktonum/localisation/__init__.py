@@ -1,1 +1,0 @@
-"""What a failing tensor's error looks like, and where it is."""

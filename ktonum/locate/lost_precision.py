@@ -1,0 +1,91 @@
+"""Signatures of precision: values rounded or truncated to fewer bits, or sums of too few."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ktonum.bounds import confidence
+from ktonum.locate.failing_part import Part
+
+__all__ = ["narrow", "rounding_sized", "significant_bits"]
+
+#: Significant bits, and what rounds to them; fewest first.
+_FORMATS = {8: "bf16", 11: "fp16 or tf32", 24: "fp32"}
+# A rounding error is uniform; over fewer elements its mean says nothing.
+_ENOUGH_TO_AVERAGE = 16
+# bf16 and fp16 are a factor 8 apart: an error this near to one of them is of its size.
+_NEAR = math.sqrt(8.0)
+# Sums of 16-bit tensors may be accumulated in 16 bits, too; those of others only in fewer than they have.
+_SIXTEEN_BIT = 11
+
+
+def significant_bits(dtype: torch.dtype) -> int:
+    """Bits of a dtype's significand, the leading one included."""
+    return 1 - round(math.log2(torch.finfo(dtype).eps))
+
+
+def narrow(part: Part) -> str | None:
+    """Every element is a number of few bits next to what should be there: rounded, or truncated.
+
+    Truncation errs towards zero by half a spacing on average, rounding by none; the mean of n errors that are uniform
+    over a spacing strays by λ / √(12 n) of one.
+    """
+    own = significant_bits(part.dtype)
+    usable = (part.expected != 0) & (part.actual != 0)
+    count = int(usable.sum())
+    if count < _ENOUGH_TO_AVERAGE:
+        return None
+    actual, expected, tolerance = (t[usable] for t in (part.actual, part.expected, part.tolerance))
+    for bits, name in _FORMATS.items():
+        if bits > own or not bool((_kept(actual, bits) == actual).all()):
+            continue
+        unit = _spacing(expected, bits)
+        if bits == own:  # the tolerance holds a rounding already, to just this many bits
+            tolerance = (tolerance - unit / 2).clamp(min=0.0)
+        short = expected.abs() - actual.abs()
+        stray = confidence() / math.sqrt(12 * count)
+        mean = float((short / unit).mean())
+        if bool((short.abs() <= unit + tolerance).all() & (short >= -tolerance).all()) and abs(mean - 0.5) <= stray:
+            return f"truncated to {bits} significant bits ({name}) instead of rounded: {mean:.2f} of a unit too short"
+        if bits < own and bool((short.abs() <= unit / 2 + tolerance).all()) and abs(mean) <= stray:
+            return f"rounded to {bits} significant bits ({name})"
+    return None
+
+
+def rounding_sized(part: Part) -> str | None:
+    """An error as large as roundings to few bits make it, and of no sign, beside the tensor's own last rounding."""
+    norm = float(part.expected.norm())
+    if part.count < _ENOUGH_TO_AVERAGE or norm == 0.0:
+        return None
+    error = part.error
+    relative = float(error.norm()) / norm
+    bias = abs(float((error * part.expected).sum())) / norm**2
+    own = significant_bits(part.dtype)
+    relative = math.sqrt(max(0.0, relative**2 - 4.0**-own / 3))
+    for bits, name in _FORMATS.items():
+        typical = 2.0**-bits / math.sqrt(3)
+        if (
+            bits < max(own, _SIXTEEN_BIT + 1)
+            and typical / _NEAR <= relative <= typical * _NEAR
+            and bias <= relative / 2
+        ):
+            return (
+                f"low precision: a relative error of {relative:.2g}, as roundings to {bits} bits ({name}) make it, in "
+                f"an intermediate or an accumulator"
+            )
+    return None
+
+
+def _spacing(tensor: Tensor, bits: int) -> Tensor:
+    """The distance between numbers of so many significant bits at ``tensor``; float64."""
+    _, exponent = torch.frexp(tensor)
+    return torch.ldexp(torch.ones_like(tensor), exponent - bits)
+
+
+def _kept(tensor: Tensor, bits: int) -> Tensor:
+    """``tensor`` without what lies below so many significant bits."""
+    unit = _spacing(tensor, bits)
+    return torch.trunc(tensor / unit) * unit

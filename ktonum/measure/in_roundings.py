@@ -1,0 +1,188 @@
+r"""Errors counted in roundings: scale-free measures of a result, and what a model of its errors grants them.
+
+Errors are counted in roundings of the output's dtype, known from the oracle alone, so that no measure knows an absolute
+size. With the error :math:`d = actual - expected`, half a unit in the last place at the oracle :math:`h`, and at the
+element's typical size :math:`h_r`:
+
+- ``element``: :math:`\max_i |d_i| / (h_i + h_{r,i})`, unit ``half_ulp``. An element is as wrong as the terms that were
+  added to make it, which may cancel: the typical size :math:`r` is its row's root mean square, times its column's
+  share where that is above average. A small row is thus held to its own size, and an exactly zero one to zero.
+- ``relative_norm``: :math:`\|d\| / \|h\|`, unit ``rounding_norm``; of one rounding it is :math:`1/\sqrt 3`.
+- ``signed_bias``: :math:`|\langle d, e \rangle| / (\|h\| \|e\|)` with the oracle :math:`e`, unit ``rounding_norm``:
+  what does not average out. Truncating for rounding gives about 1 at any size, rounding gives :math:`1/\sqrt{3n}`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ktonum.bounds import confidence
+from ktonum.bounds.formats import spacing
+from ktonum.measure.comparison import unravelled
+
+__all__ = [
+    "Errors",
+    "Model",
+    "Stretch",
+    "applicable_measures",
+    "derived_tolerances",
+    "exceeding_elements",
+    "measure_errors",
+]
+
+# Elements at a time: a dozen float64 temporaries of this many are alive at once.
+_BLOCK = 2**22
+# Fewer elements than this have no error to average, see `ktonum.measure.probe`.
+_ENOUGH_TO_AVERAGE = 64
+_TINY = torch.finfo(torch.float64).tiny
+
+# A block's (independent, coherent) errors before the final rounding, see `ktonum.bounds.ErrorBound`.
+Model = Callable[["Stretch"], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """What `measure_errors` found.
+
+    Attributes:
+        values: By measure; ``inf`` throughout where an element is wrongly NaN or infinite.
+        signed: The signed bias relative to the oracle: −0.0028 is 0.28 % too short.
+        norm: ‖actual − expected‖ / ‖expected‖.
+        worst: Index of the worst element, or of the first of the ``nonfinite`` that wrongly are NaN or infinite.
+    """
+
+    values: Mapping[str, float]
+    signed: float
+    norm: float
+    worst: tuple[int, ...]
+    nonfinite: int
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Some rows of the matrix that the oracle's leading dims are flattened to, float64."""
+
+    rows: slice
+    expected: Tensor  # 0 where not finite
+    typical: Tensor  # r
+    half_ulp: Tensor  # h
+    unit: Tensor  # h + h_r
+    scale: float  # the oracle's largest element: squares of gradients of 1e-170 would vanish
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The same rows of another tensor of the oracle's shape."""
+        return _matrix(tensor)[self.rows].to(self.expected.device, torch.float64)
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    return tensor.detach().reshape(-1, tensor.shape[-1] if tensor.ndim else 1)
+
+
+def _stretches(expected: Tensor, dtype: torch.dtype) -> Iterator[Stretch]:
+    matrix = _matrix(expected)
+    count, width = matrix.shape
+    at_once = max(1, _BLOCK // width)
+    blocks = [slice(i, min(i + at_once, count)) for i in range(0, count, at_once)]
+
+    def part(rows: slice) -> Tensor:
+        return matrix[rows].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+    largest = max(torch.finfo(dtype).tiny, *(float(part(b).abs().amax()) for b in blocks))
+    by_row, by_column = matrix.new_zeros(count, 1), matrix.new_zeros(1, width)
+    for rows in blocks:
+        squares = (part(rows) / largest).square()
+        by_row[rows] = squares.mean(1, keepdim=True)
+        by_column += squares.sum(0, keepdim=True) / count
+    # A matrix product's element (i, j) errs in proportion to ‖a_i‖ ‖b_j‖. Columns only raise the row's size: estimated
+    # from few rows, a column's own may be small by luck.
+    share = (by_column / by_column.mean().clamp(min=_TINY)).clamp(min=1.0)
+    for rows in blocks:
+        e, typical = part(rows), (by_row[rows] * share).sqrt() * largest
+        half = spacing(e, dtype) / 2
+        yield Stretch(rows, e, typical, half, half + spacing(typical, dtype) / 2, largest)
+
+
+def measure_errors(*, actual: Tensor, expected: Tensor, stored: torch.dtype) -> Errors:
+    """Measure ``actual`` against the float64 oracle of the same shape, in roundings of ``stored``; no thresholds.
+
+    Elements that are NaN in both, or the same infinity, agree and are left out; there must be others.
+    """
+    element, worst, first_nonfinite, nonfinite, finite = -1.0, 0, 0, 0, 0
+    sums = torch.zeros(4, dtype=torch.float64)
+    for s in _stretches(expected, stored):
+        a, given = s.of(actual), s.of(expected)
+        agreed = (a == given) | (a.isnan() & given.isnan())
+        usable = a.isfinite() & given.isfinite()
+        strange = ~usable & ~agreed
+        error = torch.where(usable, a - s.expected, 0.0)
+        # 0/0 is no error, and what divides by zero otherwise is the worst.
+        ratio = torch.where(error == 0, 0.0, error.abs() / s.unit)
+        place = int(ratio.argmax())
+        offset = s.rows.start * ratio.shape[1]
+        if float(ratio.view(-1)[place]) > element:
+            element, worst = float(ratio.view(-1)[place]), offset + place
+        if nonfinite == 0 and bool(strange.any()):
+            first_nonfinite = offset + int(strange.view(-1).int().argmax())
+        nonfinite += int(strange.sum())
+        finite += int(usable.sum())
+        d, e, h = error / s.scale, s.expected / s.scale, torch.where(usable, s.half_ulp, 0.0) / s.scale
+        sums += torch.stack([(x * y).sum() for x, y in ((d, d), (e, e), (d, e), (h, h))]).cpu()
+    if nonfinite:
+        infinite = dict.fromkeys(applicable_measures(expected.numel()), math.inf)
+        return Errors(infinite, math.nan, math.nan, unravelled(first_nonfinite, expected.shape), nonfinite)
+    errors, norms, products, roundings = sums.tolist()
+    norms, roundings = max(norms, _TINY), max(roundings, _TINY)
+    values = {
+        "element": element,
+        "relative_norm": math.sqrt(errors / roundings),
+        "signed_bias": abs(products) / (math.sqrt(roundings) * math.sqrt(norms)),
+    }
+    values = {name: values[name] for name in applicable_measures(finite)}
+    return Errors(values, products / norms, math.sqrt(errors / norms), unravelled(worst, expected.shape), 0)
+
+
+def exceeding_elements(*, actual: Tensor, expected: Tensor, stored: torch.dtype, tolerance: float) -> Tensor:
+    """Where the measure ``element`` is beyond ``tolerance``, NaN and infinities too; bool, the tensors' shape."""
+    found = torch.zeros(actual.shape, dtype=torch.bool)
+    for s in _stretches(expected, stored):
+        a, given = s.of(actual), s.of(expected)
+        agreed = (a == given) | (a.isnan() & given.isnan())
+        _matrix(found)[s.rows] = (~((a - given).abs() <= tolerance * s.unit) & ~agreed).cpu()
+    return found
+
+
+def derived_tolerances(*, expected: Tensor, stored: torch.dtype, model: Model) -> dict[str, float]:
+    """Bounds on the measures of a result in ``stored``, given its errors before the final rounding by ``model``.
+
+    The model maps each block to (independent, coherent) errors as in `ktonum.bounds.ErrorBound`; expected is float64.
+    """
+    count = expected.numel()
+    by_element, single = confidence(count), confidence()
+    element, sums = 0.0, torch.zeros(6, dtype=torch.float64)
+    for s in _stretches(expected, stored):
+        independent, shared = model(s)
+        allowed = by_element * independent + shared + s.half_ulp
+        element = max(element, float(torch.where(s.unit > 0, allowed / s.unit, 1.0).amax()))
+        h, i, c, e = (t / s.scale for t in (s.half_ulp, independent, shared, s.expected.abs()))
+        a = (i.square() + h.square()).sqrt()
+        sums += torch.stack([(x * y).sum() for x, y in ((h, h), (e, e), (a, a), (c, c), (a * e, a * e), (c, e))]).cpu()
+    roundings, norms, variance, coherent, projected, shifted = sums.clamp(min=_TINY).tolist()
+    norm = math.sqrt(variance * (1 + single**2 / count)) + math.sqrt(coherent)
+    granted = {
+        "element": element,
+        "relative_norm": norm / math.sqrt(roundings),
+        "signed_bias": (single * math.sqrt(projected) + shifted) / (math.sqrt(roundings) * math.sqrt(norms)),
+    }
+    return {name: granted[name] for name in applicable_measures(count)}
+
+
+def applicable_measures(count: int) -> list[str]:
+    """Measures that say something of ``count`` elements: one has no norm beside itself, few do not average out."""
+    return [
+        m for m, least in (("element", 1), ("relative_norm", 2), ("signed_bias", _ENOUGH_TO_AVERAGE)) if count >= least
+    ]

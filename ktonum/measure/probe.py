@@ -1,0 +1,134 @@
+"""Probes: one tensor under audit and how it is measured. They measure and do not decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ktonum.bounds import ErrorBound, confidence
+from ktonum.measure.against_bound import GrantedErrors, element_place, granted, same_if_not_finite
+from ktonum.measure.comparison import blocks
+from ktonum.results import Measurement
+
+__all__ = ["ENOUGH_TO_AVERAGE", "Expectation", "Probe", "bounded_probe", "equality_probe"]
+
+#: Fewer elements than this have no error to average: the projection would repeat the norm.
+ENOUGH_TO_AVERAGE = 64
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a tensor should be, element by element, and how far from it it may be.
+
+    Attributes:
+        expected: The right values, the tensor's shape.
+        bound: Its bound; None where every element must be equal.
+        scale: Multiplies the bound.
+        elements: How many elements the bound has to hold for at once; None for as many as there are here.
+    """
+
+    expected: Tensor
+    bound: ErrorBound | None = None
+    scale: float = 1.0
+    elements: int | None = None
+
+    def narrowed(self, start: int, length: int) -> Expectation:
+        """The same of ``length`` entries of the first dimension, from ``start`` on."""
+        bound = self.bound
+        if bound is not None:
+            independent, coherent = (t.narrow(0, start, length) for t in (bound.independent, bound.coherent))
+            bound = replace(bound, independent=independent, coherent=coherent)
+        elements = self.elements or self.expected.numel()
+        return Expectation(self.expected.narrow(0, start, length), bound, self.scale, elements)
+
+    def tolerance(self) -> Tensor:
+        """The largest error that the measure ``element`` grants each element; float64, the tensor's shape."""
+        flat = self.expected.detach().double().reshape(-1)
+        if self.bound is None:
+            return torch.zeros_like(flat).view(self.expected.shape)
+        own, shared = (t.detach().double().reshape(-1) for t in (self.bound.independent, self.bound.coherent))
+        within = granted(flat, own, shared, self.bound, confidence(self.elements or flat.numel()), self.scale)
+        return within.view(self.expected.shape)
+
+    def agrees(self, actual: Tensor) -> Tensor:
+        """Where an element is no error at all, although it may not be a number: bool, the tensor's shape."""
+        actual, expected = actual.detach(), self.expected.detach()
+        if self.bound is None:
+            return (actual == expected) | ((actual != actual) & (expected != expected))
+        parts = actual.double(), expected.double(), self.bound.independent.double()
+        return (actual.double() == expected.double()) | same_if_not_finite(*parts, self.bound.dtype)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A tensor and the measurements that a check takes of it.
+
+    Attributes:
+        name: The tensor's name, e.g. ``grad_weight``.
+        actual: The tensor as the candidate made it; planted defects start from it.
+        measure: Measurements of such a tensor under a standard, by that standard's name.
+        expectation: What the tensor is held against under a standard; None where that is more than one tensor.
+    """
+
+    name: str
+    actual: Tensor
+    measure: Callable[[Tensor, str], tuple[Measurement, ...]]
+    expectation: Callable[[str], Expectation] | None = None
+
+
+def bounded_probe(
+    name: str,
+    *,
+    actual: Tensor,
+    expected: Tensor,
+    bound: Callable[[str], ErrorBound],
+    scale: float = 1.0,
+    enough: int | None = ENOUGH_TO_AVERAGE,
+) -> Probe:
+    """Hold ``actual`` against ``expected`` by element, in norm and in projection.
+
+    Args:
+        name: The tensor's name.
+        actual: The candidate's tensor.
+        expected: What it should be, same shape; compared in float64.
+        bound: The bound under a standard.
+        scale: Multiplies the bound, e.g. 2 when ``expected`` is a run of the candidate itself.
+        enough: Fewer elements than this are not projected; None: none are.
+    """
+
+    known: dict[str, GrantedErrors] = {}
+
+    def errors(standard: str) -> GrantedErrors:
+        if standard in known:
+            return known[standard]
+        found = GrantedErrors(expected, bound(standard), scale)
+        if found.kept:
+            known[standard] = found
+        return found
+
+    def measure(tensor: Tensor, standard: str) -> tuple[Measurement, ...]:
+        found = errors(standard).measure(name, tensor)
+        projected = enough is not None and tensor.numel() >= enough
+        return tuple(m for m in found if projected or not m.name.endswith("/signed_bias"))
+
+    return Probe(name, actual, measure, lambda standard: Expectation(expected, errors(standard).bound, scale))
+
+
+def equality_probe(name: str, *, actual: Tensor, expected: Tensor, law: str) -> Probe:
+    """Every element of ``actual`` equals ``expected`` bit for bit (NaN equals NaN)."""
+
+    def measure(tensor: Tensor, standard: str) -> tuple[Measurement, ...]:
+        differing, first = 0, 0
+        for start, (a, e) in blocks(tensor, expected):
+            unequal = (a != e) & ~((a != a) & (e != e))
+            count = int(unequal.sum())
+            if count and not differing:
+                first = start + int(unequal.nonzero()[0])
+            differing += count
+        where = element_place(first, tensor.shape) if differing else ""
+        return (Measurement(f"{name}/differing_elements", float(differing), 0.0, "elements", law, where),)
+
+    return Probe(name, actual, measure, lambda standard: Expectation(expected))

@@ -1,0 +1,90 @@
+"""Defects of arithmetic: a store that truncates, a format or an accumulator that is too narrow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ktonum.declare.cases import dtype_name
+from ktonum.measure.comparison import blocks
+from ktonum.power.defect import Defect, Sound, changed_elements, signs
+
+__all__ = ["ACCUMULATED", "ROUNDED", "TRUNCATED"]
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Bits of float32's significand that TF32, with 11, does not have.
+_LOST_IN_TF32 = 13
+# Terms that an accumulator adds up: few, for more of them err more.
+_TERMS = 16
+#: What a kernel adds up in that should do better.
+_NARROW = {
+    torch.bfloat16: torch.bfloat16,
+    torch.float16: torch.float16,
+    torch.float32: torch.bfloat16,
+    torch.float64: torch.float32,
+}
+
+
+def _truncated(sound: Sound) -> Tensor | None:
+    """What was rounded away from zero is one unit in the last place less.
+
+    Which elements were is known where the tensor is held against wider numbers; elsewhere it is half of them.
+    """
+    tensor, expected = sound.actual, sound.expected
+    bits = _BITS.get(tensor.dtype.itemsize)
+    if not sound.floating or expected is None or bits is None:
+        return None
+    planted = sound.copy()
+    for start, (block, wide) in blocks(planted, expected):
+        if expected.dtype.itemsize > tensor.dtype.itemsize:
+            away = block.abs() > wide.abs()
+        else:
+            away = signs(start, block.numel(), block.device) > 0
+        # Sign and magnitude: one less is the next number towards zero.
+        block.view(bits).sub_((away & (block != 0) & ~block.isnan()).to(bits))
+    return planted
+
+
+def _to_tf32(block: Tensor) -> Tensor:
+    """To nearest, ties to even: half a unit is added, or a little less where the last bit that stays is zero."""
+    bits = block.float().view(torch.int32)
+    bits = bits + ((1 << (_LOST_IN_TF32 - 1)) - 1) + ((bits >> _LOST_IN_TF32) & 1)
+    return (bits & -(1 << _LOST_IN_TF32)).view(torch.float32)
+
+
+def _rounded(source: torch.dtype, words: str, change: Callable[[Tensor], Tensor]) -> Defect:
+    """Numbers of ``source`` that went through a narrower format."""
+
+    def plant(sound: Sound) -> Tensor | None:
+        usable = sound.floating and sound.actual.dtype == source
+        return changed_elements(sound.actual, lambda block, start: change(block)) if usable else None
+
+    return Defect(f"rounded to {words}", plant)
+
+
+def _accumulated(narrow: torch.dtype) -> Defect:
+    """Equal terms added up one by one in ``narrow``."""
+
+    def sum_of(block: Tensor) -> Tensor:
+        total = torch.zeros_like(block, dtype=narrow)
+        for _ in range(_TERMS):
+            total = (total.double() + block / _TERMS).to(narrow)
+        return total
+
+    def plant(sound: Sound) -> Tensor | None:
+        usable = sound.floating and _NARROW.get(sound.actual.dtype) == narrow
+        return changed_elements(sound.actual, lambda block, start: sum_of(block)) if usable else None
+
+    return Defect(f"added up in {dtype_name(narrow)}", plant)
+
+
+TRUNCATED = Defect("truncated", _truncated)
+#: For each dtype the next narrower format.
+ROUNDED = (
+    _rounded(torch.float16, "bf16", lambda block: block.to(torch.bfloat16)),
+    _rounded(torch.float32, "TF32", _to_tf32),
+    _rounded(torch.float64, "fp32", lambda block: block.float()),
+)
+ACCUMULATED = tuple(_accumulated(narrow) for narrow in dict.fromkeys(_NARROW.values()))

@@ -1,0 +1,160 @@
+"""Softmax cross-entropy of a language-model head: logits = input · weightᵀ + bias, and `cross_entropy` of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ktonum.bounds import Arithmetic, subnormal_rounding, summation_variance, unit_roundoff
+from ktonum.declare.cases import Point
+from ktonum.declare.drawing import Draw
+from ktonum.declare.evaluation import Evaluation
+from ktonum.declare.op import Op
+from ktonum.ready_ops import cross_entropy
+from ktonum.ready_ops.row_laws import row_laws
+from ktonum.ready_ops.softmax_errors import LabelledRows, loss_bounds
+from ktonum.ready_ops.upcasting import rounded_once
+
+__all__ = ["OP", "reference", "torch_fused_linear_cross_entropy", "upcast"]
+
+# Logits of this standard deviation.
+_SCALE = 1.5
+
+
+def reference(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, **parameters: Any) -> Tensor:
+    """The formula; input (N, H), weight (V, H), target (N,) int64, bias (V,); parameters as in `cross_entropy`."""
+    return cross_entropy.reference(torch.nn.functional.linear(input, weight, bias), target, **parameters)
+
+
+def torch_fused_linear_cross_entropy(
+    input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, **parameters: Any
+) -> Tensor:
+    """`torch.nn.functional.linear` and `torch.nn.functional.cross_entropy`."""
+    return cross_entropy.torch_cross_entropy(torch.nn.functional.linear(input, weight, bias), target, **parameters)
+
+
+#: The reference in float32, rounded once.
+upcast = rounded_once(reference)
+
+
+def _sample(draw: Draw) -> dict[str, Any]:
+    rows, hidden, classes = (draw.dims[k] for k in "NHV")
+    inputs: dict[str, Any] = {
+        "input": draw.normal(rows, hidden),
+        "weight": draw.normal(classes, hidden, scale=_SCALE * hidden**-0.5),
+        "target": cross_entropy.sampled_targets(draw),
+    }
+    if draw.distribution == "bias":
+        inputs["bias"] = draw.normal(classes, scale=0.5)
+    return inputs
+
+
+def _error_model(
+    inputs: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    upstream: Mapping[str, Tensor],
+    oracle: Evaluation,
+    arithmetic: Arithmetic,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """With the gradient c e_v of the logits, ∂x = Σ_v c e_v w_v and ∂w_v = Σ_rows c e_v x.
+
+    Logits err by their product's accumulation; these by one rounding of each 16-bit operand, by p's errors, and by
+    their own accumulation. `eager` rounds the logits too.
+    """
+    x, w = inputs["input"].double(), inputs["weight"].double()
+    bias = inputs.get("bias")
+    rows, hidden = x.shape
+    classes = w.shape[0]
+    u, s, operand = (unit_roundoff(d) for d in (arithmetic.accumulator, arithmetic.stored, arithmetic.operands))
+    x2, w2 = x.square(), w.square()
+    products = x @ w.T
+    logits = products if bias is None else products + bias.double()
+    variance = summation_variance(hidden, products, x2 @ w2.T, arithmetic.accumulator)
+    variance += (1 if bias is None else 2) * (s * logits).square() + (arithmetic.truncation(hidden) * products).square()
+    labelled = LabelledRows.of(logits, variance, inputs["target"], upstream["output"], parameters)
+    output, (independent, coherent) = loss_bounds(labelled, arithmetic)
+    error = labelled.error
+    # Each of the c e_v is an operand: rounded once, and no nearer than half the spacing of subnormals.
+    tiny = subnormal_rounding(arithmetic.operands)
+    rounding = (operand * error).square() + tiny**2 * (error != 0)
+    own = independent.square() + rounding
+
+    def accumulated(total: Tensor, squares: Tensor, terms: int) -> Tensor:
+        return summation_variance(terms, total, squares, arithmetic.accumulator)
+
+    of_x, of_w = error @ w, error.T @ x
+    bounds = {
+        "output": output,
+        "grad_input": (
+            (own @ w2 + accumulated(of_x, error.square() @ w2, classes)).sqrt(),
+            # What a row's terms share, they share with their signs: its sum may cancel as the gradient itself does.
+            _shared_by_row(labelled, arithmetic, w) + arithmetic.truncation(classes) * of_x.abs(),
+        ),
+        "grad_weight": (
+            (own.T @ x2 + (coherent.square().T @ x2) + accumulated(of_w, error.square().T @ x2, rows)).sqrt(),
+            (arithmetic.truncation(rows) + 4 * s + u) * of_w.abs(),
+        ),
+    }
+    if bias is not None:
+        of_b = error.sum(0)
+        by_class = own.sum(0) + coherent.square().sum(0) + accumulated(of_b, error.square().sum(0), rows)
+        bounds["grad_bias"] = (by_class.sqrt(), (4 * s + u) * of_b.abs())
+    return bounds
+
+
+def _shared_by_row(rows: LabelledRows, arithmetic: Arithmetic, weight: Tensor) -> Tensor:
+    """What ℓ's error and the stored coefficients do to ∂x = c (Σ_v p_v w_v − Σ_v q_v w_v), (N, H)."""
+    s, c = unit_roundoff(arithmetic.stored), rows.coefficients.abs().unsqueeze(1)
+    predicted, wanted = (rows.logits.softmax(-1) @ weight).abs(), (rows.target @ weight).abs()
+    smoothing = rows.smoothing_underflow(arithmetic) * (len(weight) * predicted + weight.sum(0).abs())
+    return c * (3 * rows.logsumexp_variance(arithmetic).sqrt() * predicted + 2 * s * (predicted + wanted)) + smoothing
+
+
+_PRODUCTION = ("forward", "gradients", "determinism")
+# Few terms beside those that grow.
+_GROWING = Point({"N": 5, "H": 24, "V": 40}, {}, "bias", ("growth",))
+_POINTS = (
+    Point({"N": 37, "H": 70, "V": 301}),
+    Point({"N": 11, "H": 48, "V": 129}, {"label_smoothing": 0.1, "ignore_index": 5}, "bias"),
+)
+_QUICK = (*(point.but("growth") for point in _POINTS), _GROWING)
+_LARGER = tuple(
+    point.but("growth")
+    for point in (
+        Point({"N": 129, "H": 257, "V": 1025}, {"reduction": "sum"}, "bias"),
+        Point({"N": 128, "H": 256, "V": 512}, {"label_smoothing": 0.3}),
+    )
+)
+
+OP = Op(
+    name="fused_linear_cross_entropy",
+    candidate="ktonum.ready_ops.fused_linear_cross_entropy:torch_fused_linear_cross_entropy",
+    candidates={
+        "torch": "ktonum.ready_ops.fused_linear_cross_entropy:torch_fused_linear_cross_entropy",
+        "liger": "ktonum.ready_ops.liger_candidates:fused_linear_cross_entropy",
+        "upcast": "ktonum.ready_ops.fused_linear_cross_entropy:upcast",
+    },
+    reference=reference,
+    sample=_sample,
+    dims={
+        "quick": _QUICK,
+        "full": (
+            *_QUICK,
+            *_LARGER,
+            *(
+                Point({"N": N, "H": 2048, "V": V}, checks=_PRODUCTION, devices=("cuda",))
+                for N, V in ((1000, 128_256), (509, 151_936))
+            ),
+        ),
+    },
+    laws=(
+        *row_laws("input", "target", counted=cross_entropy.scored_rows),
+        cross_entropy.ignored_rows_law("input"),
+    ),
+    differentiable=("input", "weight", "bias"),
+    error_model=_error_model,
+    reductions=("N", "H", "V"),
+)

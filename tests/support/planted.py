@@ -1,0 +1,156 @@
+"""Faults to plant in tensors and gradients, each as small as it can be, and the record of a planted defect."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ktonum.declare.cases import Point
+
+SIXTEEN_BIT = ("bf16", "fp16")
+ALL = ("bf16", "fp16", "fp32", "fp64")
+
+Change = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Defect:
+    """A wrong candidate, and the checks that must not let it pass.
+
+    ``point`` is where the defect shows; ``dtypes`` those in which it exceeds the rounding errors of a right candidate.
+    The verdict is FAIL, or ERROR for a candidate that ``breaks``: a mutant that raises by mistake proves nothing.
+    """
+
+    name: str
+    candidate: Any
+    point: Point
+    flagged_by: tuple[str, ...]
+    dtypes: tuple[str, ...] = ALL
+    breaks: bool = False
+
+
+def in_dtypes(
+    name: str, dtypes: Sequence[str], flagged_by: Sequence[str]
+) -> Iterator[tuple[str, tuple[pytest.MarkDecorator, ...]]]:
+    """Each dtype with the marks of a test that plants the defect called ``name`` in it.
+
+    By default it is planted in one dtype of 16 bits and in a wider one, which its name chooses; `gradcheck` applies to
+    float64 alone. The others are exhaustive.
+    """
+    narrow, wide = ([d for d in dtypes if (d in SIXTEEN_BIT) is short] for short in (True, False))
+    if "gradcheck" in flagged_by:
+        wide = ["fp64"]
+    kept = {among[zlib.crc32(name.encode()) % len(among)] for among in (narrow, wide) if among}
+    for dtype in dtypes:
+        yield dtype, () if dtype in kept else (pytest.mark.exhaustive,)
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, change: Change) -> Tensor:
+        ctx.change = change
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.change(gradient), None
+
+
+def with_gradient(tensor: Tensor, change: Change) -> Tensor:
+    """``tensor``, whose gradient passes through ``change`` on its way back."""
+    changed: Tensor = _Backward.apply(tensor, change)
+    return changed
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In the accumulator's dtype: float64 for float64, otherwise float32. The gradient is rounded once on its way."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor
+
+
+def times(factor: float) -> Change:
+    return lambda tensor: tensor * factor
+
+
+def last_row_zero(tensor: Tensor) -> Tensor:
+    """One row is never written back, of all but the last dimension."""
+    rows = tensor.clone()
+    rows.view(-1, rows.shape[-1])[-1] = 0
+    return rows
+
+
+def last_tile_missing(tensor: Tensor) -> Tensor:
+    """The first dimension's last five entries, as if a grid were rounded down."""
+    return torch.cat([tensor[:-5], torch.zeros_like(tensor[-5:])])
+
+
+def tile_unwritten(tensor: Tensor) -> Tensor:
+    """The last five entries are whatever lay in fresh memory."""
+    fresh = torch.empty_like(tensor)
+    fresh[:-5] = tensor[:-5]
+    return fresh
+
+
+def tile_of_poison(tensor: Tensor) -> Tensor:
+    """The same, where an earlier run's NaN lay."""
+    return torch.cat([tensor[:-5], torch.full_like(tensor[-5:], torch.nan)])
+
+
+def truncated_to_bf16(tensor: Tensor) -> Tensor:
+    """A store that drops float32's lower half, as Triton's interpreter does: 0.28 % too short on average."""
+    short = (tensor.detach().float().view(torch.int32) & -(2**16)).view(torch.float32)
+    return tensor + (short.to(tensor.dtype) - tensor.detach())
+
+
+def rounded(dtype: torch.dtype) -> Change:
+    return lambda tensor: tensor.to(dtype).to(tensor.dtype)
+
+
+def as_if_contiguous(tensor: Tensor) -> Tensor:
+    """What a kernel reads that computes addresses from the shape alone."""
+    strides = [1]
+    for size in reversed(tensor.shape[1:]):
+        strides.insert(0, strides[0] * size)
+    return tensor.as_strided(tensor.shape, strides) if tensor.dim() else tensor
+
+
+def reading_past_the_end(tensor: Tensor) -> Tensor:
+    """Adds zero times the element behind the last one: a load whose mask is applied after it."""
+    last = sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True)) + 1
+    if (tensor.storage_offset() + last) * tensor.element_size() >= tensor.untyped_storage().nbytes():
+        return tensor
+    return tensor + 0 * tensor.detach().as_strided((), (), tensor.storage_offset() + last)
+
+
+class DriftingUlp:
+    """Every call moves each element by one unit in the last place more: no two runs agree."""
+
+    def __init__(self) -> None:
+        self._calls = itertools.count()
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        moved = tensor.detach()
+        for _ in range(next(self._calls)):
+            moved = torch.nextafter(moved, torch.full_like(moved, torch.inf))
+        return tensor + (moved - tensor.detach())
+
+
+class SummedInLowPrecision(torch.autograd.Function):
+    """A weight handed out ``copies`` times, whose gradients are added up one by one in bfloat16."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, copies: int) -> Tensor:
+        return weight.expand(copies, *weight.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor, None]:
+        total = torch.zeros_like(gradients[0], dtype=torch.bfloat16)
+        for gradient in gradients:
+            total += gradient.to(torch.bfloat16)
+        return total.to(gradients.dtype), None
