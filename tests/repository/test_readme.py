@@ -13,7 +13,11 @@ import pytest
 from support.command_line import ROOT, run, run_script
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("**/*.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "benchmarks").glob("**/*.md")),
+]
 SHOWN = re.findall(r"^ktonum bench .*--show .*$", "\n".join(page.read_text("utf-8") for page in PAGES), re.MULTILINE)
 
 
@@ -113,6 +117,18 @@ def test_the_two_commands_are_jobs_of_the_script() -> None:
     for command in COMMANDS[:2]:
         assert re.search(rf"\n{command.split()[1]}\) ", script), f"`{command}` is no job of ./run"
         assert command in integration, f".ci/run does not run `{command}`"
+
+
+def test_contributors_are_told_jobs_and_options_that_exist() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    script = (ROOT / "run").read_text(encoding="utf-8")
+    commands = re.findall(r"^(\./run .*?) *(?:#.*)?$", page, re.MULTILINE)
+    assert len(commands) >= 5
+    for command in commands:
+        job, *options = command.split()[1:]
+        assert re.search(rf"\n{job}\)\s", script), f"`{command}` is no job of ./run"
+        # .ci/run, which runs the tests, gives them the same options.
+        assert not options or " ".join(options) in (ROOT / ".ci" / "run").read_text(encoding="utf-8"), command
 
 
 def test_the_output_shown_is_of_todays_audit() -> None:
