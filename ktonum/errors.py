@@ -1,7 +1,7 @@
-"""Every exception ktonum raises on purpose.
+"""The exceptions that ktonum raises on purpose.
 
-Each message names what was given, what is accepted and the next step; the classes exist so that callers can
-tell a wrong argument from a wrong kernel.
+Each message says what was given, what is accepted and what to do next. The classes let a caller distinguish a wrong
+argument from a wrong kernel.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = [
 
 
 class KtonumError(Exception):
-    """Base of all errors below."""
+    """Base class of all errors in this file."""
 
 
 class InputError(KtonumError, ValueError):
@@ -26,21 +26,22 @@ class InputError(KtonumError, ValueError):
 
 
 class UsageError(KtonumError):
-    """A command or an audit was asked for in a way that cannot be run; the command line exits with status 2."""
+    """A command or an audit cannot run as requested. The command line exits with status 2."""
 
 
 class TableError(KtonumError, ValueError):
-    """A tolerance table is damaged, foreign or of another schema; the message names the file and the key."""
+    """A file is not a tolerance table, is damaged, or has another schema. The message names the file and the key."""
 
 
 class CandidateError(KtonumError):
-    """The function under audit raised, or returned something of the wrong structure."""
+    """The function under audit raised an exception, or its result has the wrong structure."""
 
 
 class GradcheckError(KtonumError, RuntimeError):
-    """An analytic gradient disagrees with finite differences; ``result`` holds the `GradcheckResult`.
+    """A gradient is wrong. ``result`` holds the `GradcheckResult`.
 
-    A ``RuntimeError`` too, as `torch.autograd.gradcheck` raises one, so existing ``except`` clauses keep working.
+    It is also a ``RuntimeError``, because `torch.autograd.gradcheck` raises one: existing ``except`` clauses keep
+    working.
     """
 
     def __init__(self, message: str, result: object = None) -> None:

@@ -1,8 +1,9 @@
-"""Floating-point formats: precision, range, and what rounding to one may cost.
+"""Floating-point formats: precision, range, and the largest error of rounding to each.
 
-IEEE 754-2019 for binary16, 32 and 64; the Open Compute Project's OFP8, revision 1.0 (2023), for the 8-bit formats; TF32
-is what tensor cores read of a float32, 10 explicit bits behind its 8 of exponent. Of the formats that torch has the
-figures are checked against every number of theirs, in ``tests/bounds/test_formats.py``.
+Sources: IEEE 754-2019 for binary16, 32 and 64; the Open Compute Project's OFP8, revision 1.0 (2023), for the 8-bit
+formats. TF32 is the part of a float32 that tensor cores read: 8 bits of exponent and 10 explicit bits of significand.
+``tests/bounds/test_formats.py`` compares the figures with those of torch, and rounding with every number of the formats
+of 8 and 16 bits.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ class Format:
     """A binary floating-point format with subnormals, rounded to nearest, ties to even.
 
     Attributes:
-        name: As it is written here.
-        digits: Bits of the significand, the hidden one included: p.
-        smallest_exponent: Of the smallest normal number, a power of two.
+        name: Its key in `FORMATS`.
+        digits: p, the bits of the significand, including the hidden bit.
+        smallest_exponent: The smallest normal number is 2 to this power.
         largest: The largest finite number.
-        infinite: What is larger becomes infinite; else NaN. Conversions that saturate are not these.
+        infinite: True if larger numbers become infinite, False if they become NaN. Conversions that saturate are not
+            modelled.
     """
 
     name: str
@@ -36,27 +38,27 @@ class Format:
 
     @property
     def unit_roundoff(self) -> float:
-        """u = 2⁻ᵖ: the largest relative error of rounding, away from under- and overflow. Higham 2002, Theorem 2.2."""
+        """u = 2⁻ᵖ: the largest relative error of rounding without under- and overflow. Higham 2002, Theorem 2.2."""
         return 2.0**-self.digits
 
     @property
     def smallest_normal(self) -> float:
-        """Below it the error of rounding is no longer relative."""
+        """The smallest normal number. Below it, the bound on the error of rounding is absolute, not relative."""
         return 2.0**self.smallest_exponent
 
     @property
     def smallest_subnormal(self) -> float:
-        """The distance between neighbours below the smallest normal number."""
+        """The smallest positive number: the distance between neighbours below the smallest normal number."""
         return 2.0 ** (self.smallest_exponent - self.digits + 1)
 
     def half_spacing(self, exact: Tensor) -> Tensor:
-        """The largest error of rounding ``exact``: half the distance of its neighbours, infinite where it overflows.
+        """The largest error of rounding ``exact``: half the distance between neighbours, or infinity on overflow.
 
         Args:
-            exact: Any shape; taken in float64.
+            exact: Any shape and dtype; it is converted to float64.
 
         Returns:
-            float64, of that shape.
+            float64, same shape.
         """
         magnitude = exact.double().abs()
         _, exponent = torch.frexp(magnitude.clamp(min=self.smallest_normal))
@@ -64,7 +66,7 @@ class Format:
         return torch.where(self.round(magnitude).isfinite(), half, math.inf)
 
     def round(self, exact: Tensor) -> Tensor:
-        """``exact`` rounded once, as float64: to nearest, ties to even, with subnormals and overflow."""
+        """``exact`` rounded once to nearest, ties to even, with subnormals and overflow; float64, same shape."""
         values = exact.double()
         if self.digits == FP64.digits:
             return values
@@ -75,7 +77,7 @@ class Format:
 
 
 def _ieee(name: str, digits: int, exponent_bits: int) -> Format:
-    """Exponents from 2 − 2^(w−1) to 2^(w−1) − 1, the largest significand all ones."""
+    """A format with w exponent bits: exponents from 2 − 2^(w−1) to 2^(w−1) − 1, the largest significand all ones."""
     bias = 2 ** (exponent_bits - 1) - 1
     return Format(name, digits, 1 - bias, math.ldexp(2.0 - 2.0 ** (1 - digits), bias))
 
@@ -86,16 +88,16 @@ TF32 = _ieee("tf32", 11, 8)
 FP16 = _ieee("fp16", 11, 5)
 BF16 = _ieee("bf16", 8, 8)
 E5M2 = _ieee("e5m2", 3, 5)
-# No infinities: only the all-ones pattern is NaN, and so its exponent range has one more, 2^8 × 1.75.
+# It has no infinities, and only the pattern of all ones is NaN. So it has one exponent more: the largest is 2^8 × 1.75.
 E4M3 = Format("e4m3", 4, -6, 448.0, infinite=False)
 
-#: By name.
+#: All formats by name.
 FORMATS = {f.name: f for f in (FP64, FP32, TF32, FP16, BF16, E4M3, E5M2)}
 
 
 def spacing(expected: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance between neighbouring ``dtype`` numbers at ``expected``, as float64; subnormals included."""
+    """The distance between neighbouring ``dtype`` numbers at ``expected``, subnormals included; float64, same shape."""
     info = torch.finfo(dtype)
-    # 2^⌊log2 |x|⌋ · eps, but at least the subnormal spacing; frexp's exponent is one larger than the floor.
+    # 2^⌊log2 |x|⌋ · eps, but at least the spacing of subnormals. frexp's exponent is one larger than the floor.
     _, exponent = torch.frexp(expected.double().abs().clamp(min=info.tiny))
     return torch.ldexp(torch.full_like(expected, info.eps, dtype=torch.float64), exponent - 1)

@@ -1,21 +1,23 @@
 r"""Rounding errors of sums and inner products, by the order in which terms are added.
 
-Three forms, each per element, from what the oracle can compute:
+There are three forms. Each bounds one element and needs only sums that the oracle can compute:
 
-- *deterministic*: :math:`\gamma_h \sum |x_i|`, h the most additions that a term goes through. Any order, any data.
-  Higham 2002, section 4.2.
-- *probabilistic*: :math:`\tilde\gamma_h(\lambda) \sum |x_i|`, errors independent with mean zero. One term's factor
-  exceeds its bound with probability 2 exp(−λ²/2); λ is for all terms at once. Any data.
-- *amplitude*: :math:`u (\sum_k \mathrm{E} s_k^2)^{1/2}` over the partial sums :math:`s_k`, to be multiplied by λ. To
-  first order the error is :math:`\sum_k \delta_k s_k` (Higham 2002, section 4.2). The partial sums are those of terms
-  in random order: for m of n terms with sum S and sum of squares Q, drawn without replacement,
+- *deterministic*: :math:`\gamma_h \sum |x_i|`, where h is the largest number of additions that a term takes part in. It
+  holds for any data in any order. Higham 2002, section 4.2.
+- *probabilistic*: :math:`\tilde\gamma_h(\lambda) \sum |x_i|`. It assumes that rounding errors are independent with mean
+  zero, and holds for any data. The factor of one term exceeds its bound with a probability of at most 2 exp(−λ²/2), so
+  λ must be chosen for all terms together.
+- *amplitude*: :math:`u (\sum_k \mathrm{E} s_k^2)^{1/2}` over the partial sums :math:`s_k`; multiply it by λ. To first
+  order, the error is :math:`\sum_k \delta_k s_k` (Higham 2002, section 4.2). This form also assumes that the terms come
+  in random order. For m terms that are drawn without replacement from n terms with sum S and sum of squares Q,
 
   .. math:: \mathrm{E} s_m^2 = (m/n)^2 S^2 + \frac{m (n - m)}{n (n - 1)} (Q - S^2/n).
 
-  The other two are √n too large where terms cancel; this one tells terms of one sign from terms of mean zero.
+  Where terms cancel, the other two forms are √n too large. This form is smaller for terms of mean zero than for terms
+  of one sign.
 
-The last two fail where a running sum stagnates: what is smaller than half its spacing is lost each time, which is no
-error of mean zero. `stagnation_bias` says how much.
+The last two forms do not hold where a running sum stagnates. There, every term below half of its spacing is lost, and
+these errors do not have mean zero. `stagnation_bias` estimates the loss.
 """
 
 from __future__ import annotations
@@ -47,35 +49,40 @@ __all__ = [
 ]
 
 
-# Terms of more spacings than these err with mean zero. A whole number: a cut elsewhere would leave part of a period.
+# Larger terms, in units of the sum's spacing, have rounding errors of mean zero. The limit is a whole number, because
+# these errors are periodic in the term with a period of one spacing.
 _FEW = 64.0
 
 
 @dataclass(frozen=True)
 class Order:
-    """In which order n terms are added.
+    """The order in which n terms are added.
 
     Attributes:
         name: ``sequential``, ``pairwise``, ``blocked`` or ``split``.
-        size: Terms of a block, or number of parts.
+        size: Terms in a block (``blocked``) or number of parts (``split``); otherwise unused.
     """
 
     name: str
     size: int = 0
 
     def depth(self, terms: int) -> int:
-        """The most additions that any term goes through."""
+        """The largest number of additions that any of the terms takes part in.
+
+        Raises:
+            InputError: ``terms`` is below 1.
+        """
         length = self._block(terms)
         if self.name == "pairwise":
             return max(0, (terms - 1).bit_length())
         return max(0, length - 1) + max(0, -(-terms // length) - 1)
 
     def run(self, terms: int) -> int:
-        """The most terms in a sum that single terms are still added to."""
+        """The number of terms in the longest sum that single terms are added to."""
         return min(2, terms) if self.name == "pairwise" else self._block(terms)
 
     def partial_sums(self, terms: int) -> Mapping[int, int]:
-        """How many partial sums there are of so many terms; a sum's own is one of them, single terms are none."""
+        """How many partial sums have m terms, by m. The whole sum is one of them; single terms are not."""
         found: Counter[int] = Counter()
         if self.name == "pairwise":
             level = Counter({terms: 1})
@@ -97,6 +104,7 @@ class Order:
         return found
 
     def _block(self, terms: int) -> int:
+        """The number of terms that are added one after the other."""
         if terms < 1:
             raise InputError(f"a sum of {terms} terms: pass 1 or more")
         if self.name == "blocked":
@@ -104,19 +112,27 @@ class Order:
         return -(-terms // self.size) if self.name == "split" else terms
 
 
-#: One after the other.
+#: One term after the other.
 SEQUENTIAL = Order("sequential")
-#: Halves, each added in the same way.
+#: The sum of two halves, each of which is added in the same way.
 PAIRWISE = Order("pairwise")
 
 
 def blocked(size: int) -> Order:
-    """Blocks of ``size`` terms one after the other, then the blocks' sums one after the other."""
+    """Blocks of ``size`` terms: each is added one term after the other, then the blocks' sums are.
+
+    Raises:
+        InputError: ``size`` is below 1.
+    """
     return Order("blocked", _positive(size))
 
 
 def split(parts: int) -> Order:
-    """``parts`` stretches of equal length one after the other, then their sums: split-K."""
+    """``parts`` parts of equal length: each is added one term after the other, then their sums are (split-K).
+
+    Raises:
+        InputError: ``parts`` is below 1.
+    """
     return Order("split", _positive(parts))
 
 
@@ -127,18 +143,33 @@ def _positive(size: int) -> int:
 
 
 def sum_bound(absolute: Tensor, terms: int, order: Order, roundoff: float) -> Tensor:
-    """Deterministic bound on the error of a sum; ``absolute`` is the sum of its terms' magnitudes."""
+    """Deterministic bound on the error of a sum.
+
+    Args:
+        absolute: The sum of the terms' magnitudes, any shape.
+        terms: n.
+        order: The order of the additions.
+        roundoff: The accumulator's u.
+
+    Raises:
+        InputError: See `gamma`.
+    """
     return gamma(order.depth(terms), roundoff) * absolute
 
 
 def sum_probable_bound(absolute: Tensor, terms: int, order: Order, roundoff: float, confidence: float) -> Tensor:
-    """Probabilistic bound on the error of a sum; λ for ``terms`` times as many statements as there are sums."""
+    """Probabilistic bound on the error of a sum.
+
+    Args:
+        absolute, terms, order, roundoff: See `sum_bound`.
+        confidence: λ, for ``terms`` times as many statements as there are sums.
+    """
     return probabilistic_gamma(order.depth(terms), roundoff, confidence) * absolute
 
 
 @lru_cache(maxsize=256)
 def _weights(order: Order, terms: int) -> tuple[float, float]:
-    """Σ_k (m/n)² and Σ_k m (n − m) / (n (n − 1)) over the partial sums."""
+    """Σ_k (m/n)² and Σ_k m (n − m) / (n (n − 1)) over the partial sums, of m terms each."""
     sums = order.partial_sums(terms)
     sizes = torch.tensor(list(sums.keys()), dtype=torch.float64)
     counts = torch.tensor(list(sums.values()), dtype=torch.float64)
@@ -154,8 +185,11 @@ def sum_amplitude(total: Tensor, squares: Tensor, terms: int, order: Order, roun
         total: The terms' sum, S.
         squares: The sum of their squares, Q, same shape.
         terms: n.
-        order: How they are added.
+        order: The order of the additions.
         roundoff: The accumulator's u.
+
+    Returns:
+        The shape of ``total``; multiply it by λ, see `ktonum.bounds.constants.confidence`.
     """
     one_sign, spread = _weights(order, terms)
     scattered = (squares - total.square() / terms).clamp(min=0.0)
@@ -165,37 +199,43 @@ def sum_amplitude(total: Tensor, squares: Tensor, terms: int, order: Order, roun
 def inner_product_amplitude(
     total: Tensor, squares: Tensor, terms: int, order: Order, roundoff: float, *, products_rounded: bool
 ) -> Tensor:
-    """The same of an inner product, whose products' sum and sum of squares are given.
+    """Amplitude of the error of an inner product whose products come in random order.
 
     Args:
-        total, squares, terms, order, roundoff: See `sum_amplitude`.
-        products_rounded: Whether each product is rounded on its own. Products of 16-bit operands are exact in float32,
-            and a fused multiply-add rounds the sum alone.
+        total, squares, terms, order, roundoff: Of the products, see `sum_amplitude`.
+        products_rounded: Whether each product is rounded before it is added. Products of 16-bit operands are exact in
+            float32, and a fused multiply-add rounds only the sum.
     """
     added = sum_amplitude(total, squares, terms, order, roundoff)
     return (added.square() + roundoff**2 * squares).sqrt() if products_rounded else added
 
 
 def stagnation_bias(terms: Tensor, order: Order, roundoff: float) -> Tensor:
-    """The mean of a sum's error where terms are as small as the spacing of the running sum: its magnitude, (…).
+    """Magnitude of the mean error of a sum whose terms are as small as the spacing of the running sum.
 
-    A running sum s is a multiple of its own spacing g, so adding x errs by rn(x / g) g − x, whatever s is. For terms of
-    many g that has mean zero, below g / 2 it is −x: all of them are lost. Running sums grow from 0 to the share m / n
-    of the whole, m the most terms of one, and so spend at least half their terms in the two topmost binades; where the
-    largest term is among them, which concerns m / n of the terms, they are larger by that one.
-    Derived here; that terms come in random order is assumed, as in `sum_amplitude`.
+    A running sum s is a multiple of its spacing g. So adding x has the error rn(x / g) g − x, whatever s is. If x is
+    many g, this error has mean zero. If x is below g / 2, the error is −x: every such term is lost.
+
+    Let m be the number of terms in the longest running sum. Running sums grow from 0 to m / n of the whole sum, so at
+    least half of the terms are added while the running sum is in its two topmost binades. For m / n of the terms, the
+    largest term is in the same running sum and may move it to a higher binade.
+
+    This is derived here. It assumes that the terms come in random order, as `sum_amplitude` does.
 
     Args:
-        terms: (…, n), float64.
-        order: How they are added.
+        terms: (…, n), any floating dtype; converted to float64.
+        order: The order of the additions.
         roundoff: The accumulator's u.
+
+    Returns:
+        (…), float64.
     """
     rows = terms.double().reshape(-1, terms.shape[-1])
     share = order.run(rows.shape[1]) / rows.shape[1]
     top = (share * rows.sum(1).abs()).clamp(min=torch.finfo(torch.float64).tiny)
     binade = _binade(top)
     bias = (1 - binade / top) * _net_error(rows, 2 * roundoff * binade)
-    # Everything below the second binade is taken to be in the third, which is no less.
+    # All binades below the second are treated as the third. Its spacing is no smaller than theirs, nor is its loss.
     for half in (0.5, 0.25):
         bias = bias + binade / 2 / top * _net_error(rows, 2 * roundoff * half * binade)
     beside_largest = _net_error(rows, 2 * roundoff * _binade(top + rows.abs().amax(1)))
@@ -209,7 +249,7 @@ def _binade(positive: Tensor) -> Tensor:
 
 
 def _net_error(rows: Tensor, spacing: Tensor) -> Tensor:
-    """Σ rn(x / g) g − x over the terms of few g; (rows)."""
+    """Σ (rn(x / g) g − x) over the terms below `_FEW` spacings g, for each row; (rows,)."""
     few = rows.abs() < _FEW * spacing.unsqueeze(1)
     row = few.nonzero()[:, 0]
     in_spacings = rows[few] / spacing[row]
@@ -218,9 +258,16 @@ def _net_error(rows: Tensor, spacing: Tensor) -> Tensor:
 
 
 def multiply_add_bound(product: Tensor, addend: Tensor, roundoff: float, *, fused: bool) -> Tensor:
-    """Bound on the error of a b + c, from the exact a b and c: u |a b + c|, and unless fused u (1 + u) |a b| more.
+    """Bound on the error of a b + c: u |a b + c|, and u (1 + u) |a b| more unless it is fused.
 
-    Fused it is rounded once (IEEE 754-2019, fusedMultiplyAdd); otherwise the product is, and then the sum with it.
+    A fused multiply-add is rounded once (IEEE 754-2019, fusedMultiplyAdd). Otherwise the product is rounded, and then
+    the sum.
+
+    Args:
+        product: The exact a b.
+        addend: c, same shape.
+        roundoff: u.
+        fused: Whether it is a fused multiply-add.
     """
     once = roundoff * (product + addend).abs()
     return once if fused else once + roundoff * (1 + roundoff) * product.abs()
@@ -229,19 +276,24 @@ def multiply_add_bound(product: Tensor, addend: Tensor, roundoff: float, *, fuse
 def summation_variance(
     terms: float, total: Tensor, squares: Tensor, dtype: torch.dtype, *, peak: Tensor | None = None
 ) -> Tensor:
-    """Σ_k (u s_k)² for ``terms`` numbers added one by one in ``dtype``: `sum_amplitude` squared, where n is large.
+    """Σ_k (u s_k)² for ``terms`` numbers added one by one in ``dtype``: the square of `sum_amplitude` for large n.
 
-    For partial sums of 1 to n terms in random order Σ_k E s_k² ≈ n (S²/3 + Q/6). The first rules for numbers of one
-    sign, the second for mean zero; bounds that put Σ|t_i| in place of every |s_k| are √n too large for mean zero.
-    Terms that come in stretches of either sign add up to a peak P ≥ |S| on the way. Going straight from 0 to P and on
-    to S, partial sums have a mean square of P²/3 before and (P² + P S + S²)/3 after it: the larger is taken.
+    For partial sums of 1 to n terms in random order, Σ_k E s_k² ≈ n (S²/3 + Q/6). S² dominates for numbers of one sign,
+    and Q for numbers of mean zero. A bound with Σ|t_i| in place of every |s_k| is √n too large for mean zero.
+
+    Terms may come in stretches of one sign each. Their partial sums reach a peak P ≥ |S|. If they go straight from 0 to
+    P and then straight to S, their mean square is P²/3 before the peak and at most (P² + P |S| + S²)/3 after it. The
+    larger of the two is used.
 
     Args:
         terms: n; need not be whole.
         total: S.
-        squares: Q, the sum of the terms' squares.
-        dtype: What sums are accumulated in.
-        peak: P, for terms in stretches; None for terms in random order.
+        squares: Q, the sum of the terms' squares, same shape.
+        dtype: The dtype of the accumulator.
+        peak: P, same shape, for terms in stretches; None for terms in random order.
+
+    Returns:
+        The shape of ``total``.
     """
     u = torch.finfo(dtype).eps / 2
     walked = total.square() if peak is None else peak.square() + peak * total.abs() + total.square()

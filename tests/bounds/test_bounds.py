@@ -1,4 +1,4 @@
-"""Rounding-error bounds against simulated arithmetic: neither broken by it, nor far from it."""
+"""Rounding-error bounds compared with simulated arithmetic: it stays within them, and comes near them."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def test_unit_roundoff_is_half_the_gap_above_one(dtype: str, digits: int) -> Non
 
 def test_confidence_inverts_hoeffding() -> None:
     assert 2 * math.exp(-(confidence() ** 2) / 2) == pytest.approx(FALSE_ALARM)
-    # A union bound: among n tests each may raise an n-th of the false alarms.
+    # A union bound: each of n tests may raise an n-th of the false alarms.
     assert 2 * math.exp(-(confidence(1000) ** 2) / 2) == pytest.approx(FALSE_ALARM / 1000)
     assert confidence(false_alarm=0.05) == pytest.approx(2.716, abs=1e-3)
     assert confidence(0) == confidence(1) < confidence(2)
 
 
 def test_bounded_errors_stay_within_confidence() -> None:
-    # Rademacher errors reach their amplitude always: the worst that the model allows.
+    # Rademacher errors always have the size of their amplitude, which is the worst case of the model.
     generator = np.random.default_rng(0)
     amplitudes = generator.lognormal(size=64)
     sums = (generator.choice([-1.0, 1.0], size=(20_000, 64)) * amplitudes).sum(1)
@@ -51,8 +51,8 @@ def test_bounded_errors_stay_within_confidence() -> None:
     for rate in (0.1, 0.01):
         alarms = float((np.abs(sums) > confidence(false_alarm=rate) * scale).mean())
         assert alarms <= rate
-    # Hoeffding's inequality is loose for a Gaussian sum by about a factor of four here; a bound that never raises an
-    # alarm at a rate of one in ten would be no bound.
+    # Hoeffding's inequality overestimates this rate about four times for a Gaussian sum. A bound for a rate of one in
+    # ten that never raises an alarm would be useless.
     assert float((np.abs(sums) > confidence(false_alarm=0.1) * scale).mean()) > 0.1 / 20
 
 
@@ -81,15 +81,16 @@ def test_summation_variance_is_that_of_sequential_sums(data: str, terms: int) ->
     error = _added_one_by_one(orders) - exact.sum()
     total, squares = torch.tensor(exact.sum()), torch.tensor((exact**2).sum())
     predicted = math.sqrt(float(summation_variance(terms, total, squares, torch.float32)))
-    # The prediction takes each rounding at its largest, u |s|. Uniform below half a unit in the last place it is
-    # 1/√3 of that just above a power of two and half as much just below the next: 0.58 to 0.29, 0.42 on average.
+    # The prediction uses the largest error of each rounding, u |s|. If errors are uniform up to half a unit in the last
+    # place, their root mean square is 1/√3 of it just above a power of two, and half of that just below the next one:
+    # 0.58 to 0.29, on average 0.42.
     assert 0.25 < math.sqrt(float((error**2).mean())) / predicted < 0.62
     assert float(np.abs(error).max()) < confidence(300) * predicted
 
 
 @pytest.mark.parametrize("rising", [0.5, 0.6, 0.9])
 def test_summation_variance_of_stretches_of_either_sign_knows_their_peak(rising: float) -> None:
-    # KTO's desirable sequences pull one way, and the undesirable ones behind them the other.
+    # As in KTO: the gradients of desirable sequences have one sign, those of the undesirable ones after them the other.
     n, generator = 4096, np.random.default_rng(7)
     first = int(rising * n)
     sign = np.where(np.arange(n) < first, 1.0, -first / (n - first) * 0.8)
@@ -106,7 +107,7 @@ def test_summation_variance_of_stretches_of_either_sign_knows_their_peak(rising:
 
 
 def test_summation_variance_tells_one_sign_from_zero_mean() -> None:
-    # The plain bound n u Σ|t| does not: it is √n too large for zero mean.
+    # The plain bound n u Σ|t| does not distinguish them. It is √n too large for zero mean.
     n = 10_000
     one_sign = summation_variance(n, torch.tensor(float(n)), torch.tensor(float(n)), torch.float32)
     zero_mean = summation_variance(n, torch.tensor(0.0), torch.tensor(float(n)), torch.float32)
@@ -114,7 +115,7 @@ def test_summation_variance_tells_one_sign_from_zero_mean() -> None:
 
 
 def _every_number(dtype: torch.dtype) -> Tensor:
-    """Every positive finite number of a 16-bit dtype; of float32 those around each power of two, subnormals too."""
+    """Every positive finite number of a 16-bit dtype. Of float32: numbers around each power of two, and subnormals."""
     integer = _INTEGERS[dtype]
     if torch.finfo(dtype).bits == 16:
         patterns = torch.arange(1, 2**15, dtype=integer)
@@ -127,7 +128,7 @@ def _every_number(dtype: torch.dtype) -> Tensor:
 
 
 def _neighbour(numbers: Tensor) -> Tensor:
-    """The next larger number of the dtype, infinite behind the last: its bit pattern is the next integer."""
+    """The next larger number of the dtype, or infinity after the largest: its bit pattern is the next integer."""
     return (numbers.view(_INTEGERS[numbers.dtype]) + 1).view(numbers.dtype)
 
 
@@ -145,14 +146,14 @@ def test_final_rounding_is_half_the_gap_at_every_number(dtype: torch.dtype) -> N
     half = _final_rounding(here, dtype)
     assert torch.equal(half[inner], ((neighbours - here) / 2)[inner])
     assert torch.equal(_final_rounding(-here, dtype), half)
-    # Behind the last finite number the gap stays what it was.
+    # At the largest finite number, the gap is the one below it.
     assert torch.equal(half[~inner], half.amax().view(1))
 
 
 def test_final_rounding_of_float64_is_that_of_numpy() -> None:
     numbers = np.array([5e-324, 1e-310, 2.2e-308, 1e-200, 1 - 2**-53, 1.0, 1.5, 3.0, 2.0**52, 1e300])
     half = _final_rounding(torch.tensor(numbers), torch.float64)
-    # Half of the smallest subnormal is not a number: it comes out as zero, and nothing is granted below.
+    # Half of the smallest subnormal cannot be represented. It becomes zero, so no rounding error is allowed there.
     assert np.array_equal(half.numpy(), np.spacing(numbers) / 2)
 
 
@@ -164,11 +165,11 @@ def test_rounding_to_nearest_never_exceeds_final_rounding(dtype: torch.dtype) ->
     here, neighbours = numbers[neighbours.isfinite()].double(), neighbours[neighbours.isfinite()]
     between = here + torch.rand(here.shape, generator=generator, dtype=torch.float64) * (neighbours - here)
     if dtype is not torch.float32:
-        between = between.float().double()  # torch rounds float64 to 16 bits by way of float32: twice
+        between = between.float().double()  # torch rounds float64 to 16 bits twice, through float32
     error = (between.to(dtype).double() - between).abs()
     assert bool((error <= _final_rounding(between, dtype)).all())
     middle = (here + neighbours) / 2
-    # Midpoints use it up: it is no larger than it must be.
+    # Midpoints reach it, so it is no larger than necessary.
     assert torch.equal((middle.to(dtype).double() - middle).abs(), _final_rounding(middle, dtype))
 
 
@@ -179,7 +180,7 @@ def test_final_rounding_at_zero_is_that_of_the_smallest_subnormal() -> None:
 
 
 def _truncated(values: Floats) -> NDArray[np.float32]:
-    """Float64 to float32 towards zero."""
+    """Float64 rounded to float32 towards zero."""
     nearest = values.astype(np.float32)
     beyond = np.abs(nearest.astype(np.float64)) > np.abs(values)
     return np.where(beyond, np.nextafter(nearest, np.float32(0)), nearest)
@@ -188,7 +189,7 @@ def _truncated(values: Floats) -> NDArray[np.float32]:
 @pytest.mark.parametrize("terms", [256, 1024, 4096, 16384])
 def test_truncation_is_twice_that_of_a_truncating_accumulator(terms: int) -> None:
     generator = np.random.default_rng(terms)
-    # Of all sizes, so that the sums' leading digits are spread as the prediction assumes.
+    # Sums of many sizes, so that their leading digits are spread as the prediction assumes.
     x = (generator.random((1000, terms)) * generator.lognormal(size=(1000, 1))).astype(np.float16).astype(np.float64)
     y = generator.random(terms).astype(np.float16).astype(np.float64)
     steps = (x * y).reshape(1000, terms // 16, 16).sum(-1)
@@ -232,7 +233,7 @@ def test_a_measured_bound_grants_nothing_for_what_has_no_value() -> None:
 def test_a_missing_stand_in_bounds_nothing() -> None:
     expected = torch.ones(3, dtype=torch.float64)
     independent, _ = from_measured_error(actual=torch.full((3,), math.nan), expected=expected, scale=1.0)
-    assert bool(independent.isnan().all())  # every comparison with it fails
+    assert bool(independent.isnan().all())  # every comparison with NaN fails
 
 
 def test_an_amplitude_whose_square_underflows_is_not_zero() -> None:
@@ -243,7 +244,7 @@ def test_an_amplitude_whose_square_underflows_is_not_zero() -> None:
 
 
 def test_a_large_element_is_granted_in_proportion_and_a_small_one_the_usual() -> None:
-    # One element a hundred times the others, whose own error happens to be zero.
+    # One element is a hundred times the others, and its own error happens to be zero.
     expected = torch.ones(100, dtype=torch.float64)
     expected[0] = 100.0
     actual = expected + 1e-3

@@ -1,4 +1,4 @@
-"""Bounds of log-sum-exp and softmax: against real ones, and that they see what they should."""
+"""Bounds on log-sum-exp and softmax: right results stay within them, and wrong results do not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.rounded_sums import LONG_DOUBLE_IS_LONGER, added
 U = 2.0**-24
 
 
-@pytest.mark.skipif(not LONG_DOUBLE_IS_LONGER, reason="this platform's long double is no oracle for float64")
+@pytest.mark.skipif(not LONG_DOUBLE_IS_LONGER, reason="this platform's long double has no more digits than float64")
 @pytest.mark.parametrize(("dtype", "lowest"), [(torch.float32, -87.0), (torch.float64, -700.0)])
 def test_the_librarys_functions_err_by_no_more_than_is_granted(dtype: torch.dtype, lowest: float) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -36,7 +36,7 @@ def rows(spread: float, terms: int = 700) -> torch.Tensor:
 @pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
 @pytest.mark.parametrize("offset", [0.0, -90.0, 1000.0])
 def test_float32_is_within_both_forms(spread: float, offset: float, order: Order) -> None:
-    """Whatever the size of the entries: exponentials of large ones would overflow unshifted."""
+    """For entries of any size: the exponentials of large ones would overflow without the shift."""
     entries = rows(spread) + offset
     exact, wide = entries.double(), ShiftedExponentials(entries.double(), order, U)
     exponentials = (entries - entries.amax(-1, keepdim=True)).exp()
@@ -52,11 +52,11 @@ def test_float32_is_within_both_forms(spread: float, offset: float, order: Order
     }
     for name, (result, truth, (amplitude, coherent), bound) in results.items():
         error = (result.double() - truth).abs()
-        # Exponentials below float32's range: what is left of them is a subnormal or zero.
+        # Exponentials below float32's range become subnormal or zero.
         underflow = torch.finfo(torch.float32).smallest_normal if name == "softmax" else 0.0
         granted = confidence(error.numel()) * amplitude + coherent + underflow
         assert bool((error <= granted).all()) and bool((error <= bound + underflow).all()), name
-        # Numbers near 1000 lie on a coarse grid, on which the shift is exact: it is granted a rounding all the same.
+        # Numbers near 1000 lie on a coarse grid, so the shift is exact. The bound still allows it one rounding.
         assert offset == 1000.0 or float((error / granted).amax()) > 1 / 30
 
 
@@ -72,7 +72,7 @@ def test_entries_read_in_bf16_and_a_result_without_its_shift_are_outside(spread:
 def test_one_entry_alone_is_itself() -> None:
     alone = ShiftedExponentials(torch.tensor([[3.0]], dtype=torch.float64), SEQUENTIAL, U)
     amplitude, coherent = alone.logsumexp_errors()
-    # log 1 is 0, exactly or not by the library: its error is relative to it. What is left is exp(0) and the addition.
+    # log 1 is 0, and the error of log is relative to it. The errors of exp(0) and of the addition remain.
     assert float(coherent) == 0.0 and float(amplitude) == pytest.approx(U * math.hypot(3.0, FUNCTION_ERROR))
 
 

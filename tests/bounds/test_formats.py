@@ -1,4 +1,4 @@
-"""Formats against torch's own numbers, every one of them where there are few enough."""
+"""Formats compared with torch's numbers: with every number of the formats of 8 and 16 bits."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_number_is_its_own_rounding_and_midpoints_go_to_even(form: Format)
     found = numbers(form)
     assert torch.equal(form.round(found), found) and torch.equal(form.round(-found), -found)
     middle = (found[1:] + found[:-1]) / 2
-    # In order every second number, from zero on, has an even last bit.
+    # In ascending order, from zero on, every second number has an even last bit.
     even = torch.where(torch.arange(len(middle)) % 2 == 0, found[:-1], found[1:])
     assert torch.equal(form.round(middle), even)
     above, below = (torch.nextafter(middle, torch.full_like(middle, end)) for end in (math.inf, -math.inf))
@@ -60,7 +60,7 @@ def test_every_number_is_its_own_rounding_and_midpoints_go_to_even(form: Format)
 @pytest.mark.parametrize("form", NARROW, ids=lambda f: f.name)
 def test_rounding_is_torchs_conversion(form: Format) -> None:
     draw = torch.Generator().manual_seed(form.digits)
-    # All magnitudes, as float32: torch converts those to 8 and 16 bits with one rounding.
+    # All magnitudes, in float32, because torch converts float32 to 8 and 16 bits with one rounding.
     spread = torch.rand(200_000, generator=draw) * 2 - 1
     values = spread * 2.0 ** torch.randint(form.smallest_exponent - 12, 18, spread.shape, generator=draw).float()
     values = values[values.abs() <= form.largest].double()
@@ -73,7 +73,7 @@ def test_rounding_is_torchs_conversion(form: Format) -> None:
     ids=lambda v: getattr(v, "name", ""),
 )
 def test_overflow_is_where_rounding_leaves_the_range(form: Format, last: float, first: float) -> None:
-    """Half a unit beyond the largest number; a tie goes to even, which in E4M3 is 448 itself."""
+    """Overflow begins half a spacing beyond the largest number. A tie goes to even, which in E4M3 is 448 itself."""
     values = torch.tensor([last, first, -first], dtype=torch.float64)
     rounded = form.round(values)
     assert float(rounded[0]) == form.largest

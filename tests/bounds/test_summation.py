@@ -1,4 +1,4 @@
-"""Bounds of sums and inner products against additions carried out in every order."""
+"""Bounds on sums and inner products, compared with sums that are added in each order."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_gamma_is_the_worst_that_n_factors_can_do() -> None:
 
 @pytest.mark.parametrize("rate", [0.1, 0.01])
 def test_the_probabilistic_constant_is_exceeded_as_rarely_as_stated_and_not_never(rate: float) -> None:
-    """Errors that always have their full size: the worst of the model. Hoeffding's inequality is loose by a few."""
+    """Errors of the largest size each are the model's worst case. Hoeffding's inequality is loose by a small factor."""
     draw = np.random.default_rng(0)
     u, n = 2.0**-8, 200
     products = np.prod(1 + u * draw.choice([-1.0, 1.0], size=(20_000, n)), axis=1)
@@ -108,7 +108,7 @@ def test_no_terms_and_no_parts_are_refused(wrong: object) -> None:
 @BY_NAME
 @pytest.mark.parametrize("mean", [0.0, 1.0])
 def test_the_amplitude_is_that_of_sums_in_random_order(order: Order, mean: float) -> None:
-    """In units of it the root mean square of real errors is 0.42, see `test_bounds`; none exceeds what it grants."""
+    """The root mean square of real errors is 0.42 amplitudes, see `test_bounds`. No error exceeds λ amplitudes."""
     draw = np.random.default_rng(3)
     values = torch.from_numpy((draw.standard_normal((1000, 500)) + mean).astype(np.float32))
     exact = torch.tensor([math.fsum(row) for row in values.tolist()], dtype=torch.float64)
@@ -120,7 +120,7 @@ def test_the_amplitude_is_that_of_sums_in_random_order(order: Order, mean: float
     worst, by_chance = sum_bound(absolute, 500, order, U), confidence(1000 * 500)
     probable = sum_probable_bound(absolute, 500, order, U, by_chance)
     assert bool((error <= torch.minimum(worst, probable)).all())
-    # λ √h against h: the probabilistic bound is the sharper one where a term goes through more than λ² additions.
+    # λ √h against h: the probabilistic bound is sharper if a term takes part in more than λ² additions.
     assert bool((probable < worst).all()) is (order.depth(500) > by_chance**2)
 
 
@@ -154,13 +154,13 @@ def test_multiply_add_is_bounded_and_only_fused_by_one_rounding(fused: bool) -> 
     c = (-a * b * (1 + 1e-3 * draw.standard_normal(4000))).astype(np.float32)  # they nearly cancel
     product = torch.from_numpy(a.astype(np.float64) * b.astype(np.float64))  # exact: 48 bits
     exact = product + torch.from_numpy(c.astype(np.float64))
-    # The sum of a product of 48 bits and a near number fits into float64, so that rounding it once is fused.
+    # A product of 48 bits plus a number of nearly its size is exact in float64. Rounding it once is the fused result.
     result = exact.float() if fused else torch.from_numpy(a * b + c)
     error = (result.double() - exact).abs()
     bounds = {f: multiply_add_bound(product, torch.from_numpy(c).double(), U, fused=f) for f in (True, False)}
     assert bool((error <= bounds[fused]).all())
     assert float((error / bounds[fused]).max()) > 0.5
-    assert fused or bool((error > bounds[True]).any()), "the second rounding was to show"
+    assert fused or bool((error > bounds[True]).any()), "no error is beyond the bound of one rounding"
 
 
 LENGTHS = [2**6, 2**12, 2**17]
@@ -169,7 +169,7 @@ LENGTHS = [2**6, 2**12, 2**17]
 @combinations("op, storage, terms", list(OPS), STORAGES, LENGTHS)
 def test_right_ops_use_between_a_thirtieth_and_all_of_their_tolerance(op: str, storage: str, terms: int) -> None:
     if storage == "fp64" and not LONG_DOUBLE_IS_LONGER:
-        pytest.skip("this platform's long double is no oracle for float64")
+        pytest.skip("this platform's long double has no more digits than float64")
     for data in ("zero mean", "positive") if op in ("sum", "inner product") else ("zero mean",):
         for order, share in uses(Subject(op, storage, terms, data)).items():
             assert 1 / 30 <= share <= 1.0, (order, data, share)
