@@ -1,6 +1,6 @@
 """The function under a gradient check: counted calls on private copies, seeded directions, contracted differences.
 
-Nothing here decides anything; `ktonum.gradcheck` does.
+This module measures. `ktonum.gradient_check.verdict` decides.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ktonum.errors import CandidateError, InputError
 
 __all__ = ["CheckedFunction", "Contraction", "carries_float32_only", "first_bad_element", "seeded_signs"]
 
-#: Outputs of more elements are not searched for quanta: the rounding of so many elements averages into plain noise.
+#: Larger outputs are not searched for quanta, because the rounding of so many elements averages into plain noise.
 FEW = 4096
 
 Directions = Mapping[int, torch.Tensor]
@@ -27,9 +27,9 @@ Directions = Mapping[int, torch.Tensor]
 def seeded_signs(shape: Sequence[int], device: torch.device, *key: int) -> torch.Tensor:
     """Random signs times magnitudes drawn uniformly from [0.5, 1.5), in float64; ``key`` alone determines them.
 
-    Signed, so rows that sum to zero are seen; bounded away from 0, so no element is overlooked; of unequal
-    magnitudes, so that two wrong elements of equal size never cancel, which they do half of the time under the plain
-    signs of Rademacher.
+    The signs make rows visible that sum to zero. No element is overlooked, because magnitudes are bounded away from 0.
+    Magnitudes differ so that two errors of equal size do not cancel. Under plain random signs (Rademacher), they cancel
+    half of the time.
     """
     state = int(np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0])
     generator = torch.Generator().manual_seed(state >> 1)
@@ -38,14 +38,17 @@ def seeded_signs(shape: Sequence[int], device: torch.device, *key: int) -> torch
 
 
 def carries_float32_only(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether every float64 value is a float32 value, and some use more than 11 bits (small integers prove nothing)."""
+    """Whether all values are float32 values, and at least one tensor has values that both 16-bit formats would round.
+
+    The second condition is necessary because small integers, for example, are float32 values and prove nothing.
+    """
     seen = [t.detach() for t in tensors if t.numel()]
     exact = all(bool((t == t.float().double()).all()) for t in seen)
     return exact and any(bool((t != t.bfloat16().double()).any() & (t != t.half().double()).any()) for t in seen)
 
 
 def first_bad_element(tensor: torch.Tensor) -> tuple[int, ...] | None:
-    """Index of the first NaN or infinity, or None."""
+    """Index of the first NaN or infinity, or None if there is none."""
     bad = ~torch.isfinite(tensor.detach())
     if not bool(bad.any()):
         return None
@@ -53,10 +56,14 @@ def first_bad_element(tensor: torch.Tensor) -> tuple[int, ...] | None:
 
 
 def flat_tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The floating tensors in a tensor or in nested tuples and lists, in order; everything else is skipped."""
+    """The floating tensors in a tensor or in nested tuples and lists, in order; everything else is skipped.
+
+    Raises:
+        InputError: One of the tensors is complex.
+    """
     if isinstance(value, torch.Tensor):
         if value.is_complex():
-            raise InputError("fn returned a complex tensor; only real outputs are supported: return torch.view_as_real")
+            raise InputError("fn returned a complex tensor; outputs must be real: return torch.view_as_real(output)")
         if value.is_floating_point():
             yield value
     elif isinstance(value, (tuple, list)):
@@ -65,11 +72,14 @@ def flat_tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 class CheckedFunction:
-    """``fn`` with its inputs: counts calls, never hands out the caller's tensors, notices when fn writes to its own.
+    """``fn`` with its inputs. It counts calls, passes copies of the tensors, and notices when fn writes to them.
 
     Attributes:
+        fn: The function.
+        inputs: The caller's inputs, which are never modified.
+        positions: Positions of the inputs to differentiate.
         calls: Forward evaluations so far.
-        budget: Most forward evaluations; the caller of `at` keeps to it.
+        budget: The most forward evaluations. The caller of `at` must respect it.
     """
 
     def __init__(self, fn: Callable[..., Any], inputs: Sequence[Any], positions: Sequence[int], budget: int) -> None:
@@ -82,23 +92,30 @@ class CheckedFunction:
 
     @property
     def pairs_left(self) -> int:
-        """Central differences that the budget still allows."""
+        """How many central differences the budget still allows; each takes two evaluations."""
         return (self.budget - self.calls) // 2
 
     def with_graph(self) -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor]]:
-        """One call with gradients recorded: the leaves (in the order of ``positions``) and the floating outputs."""
+        """Call fn once with gradients recorded.
+
+        Returns:
+            The leaves in the order of ``positions``, and the floating outputs.
+
+        Raises:
+            InputError: fn writes to an input, or returns a complex tensor.
+        """
         arguments = list(self._shared)
         for position in self.positions:
             x = self.inputs[position].detach()
             copy = private_copy(x)
-            # Elements that share memory are handed over as they came, so that the layout stays what the caller tests.
+            # A copy of elements that share memory has another layout. Pass these as they are, to test the given layout.
             arguments[position] = (copy if copy.stride() == x.stride() else x).requires_grad_()
         with torch.enable_grad():
             outputs = self._call(arguments)
         return tuple(arguments[p] for p in self.positions), outputs
 
     def at(self, directions: Directions, step: float) -> list[torch.Tensor]:
-        """The floating outputs at ``x + step * direction``, without gradients; other inputs stay where they are."""
+        """The floating outputs at ``x + step * direction``, without gradients; other inputs keep their values."""
         arguments = list(self._shared)
         for position, direction in directions.items():
             x = self.inputs[position]
@@ -116,7 +133,7 @@ class CheckedFunction:
         return outputs
 
     def refuse_hidden_writes(self) -> None:
-        """Compare the copies that fn was given with the originals, for kernels write past torch's version counter.
+        """Compare the copies that fn was given with the originals. Kernels can write without torch's version counter.
 
         Raises:
             InputError: fn changed one of its inputs.
@@ -127,13 +144,13 @@ class CheckedFunction:
 
     def _refuse_write(self, position: int) -> None:
         raise InputError(
-            f"fn writes to its input {position}; a gradient check needs a function that leaves its inputs alone: "
-            f"clone the input inside fn, e.g. lambda *inputs: op(*(x.clone() for x in inputs))"
+            f"fn writes to its input {position}; a gradient check needs a function that does not change its inputs: "
+            f"clone the inputs inside fn, e.g. lambda *inputs: op(*(x.clone() for x in inputs))"
         )
 
 
 def lowest_bits(tensor: torch.Tensor) -> torch.Tensor:
-    """The value of each float64 element's last set bit; infinity for 0: every value so far is a multiple of it."""
+    """The value of the last set bit of each float64 element; infinity for 0, which is a multiple of any number."""
     mantissa, exponent = torch.frexp(tensor)
     whole = (mantissa * 2.0**53).to(torch.int64)
     bits = torch.ldexp((whole & -whole).double(), exponent - 53)
@@ -146,11 +163,12 @@ class Contraction:
 
     Attributes:
         function: The function.
-        chosen: Which of its floating outputs take part.
-        cotangents: One float64 ``u_k`` for each.
-        base: The outputs at x, float64.
-        size: Root sum of squares of ``u_k f_k``, the largest met so far: the scale of rounding in s.
-        quanta: For each output of at most `FEW` elements, what all differences seen are multiples of, by element.
+        chosen: Indices of the floating outputs that take part.
+        cotangents: The float64 ``u_k`` of each chosen output, in its shape.
+        base: The chosen outputs at x, float64.
+        size: The largest root sum of squares of ``u_k f_k`` so far. Rounding errors in s are proportional to it.
+        quanta: For each chosen output of at most `FEW` elements: the largest power of two, for each element, of which
+            all differences so far are multiples.
     """
 
     function: CheckedFunction
@@ -164,8 +182,9 @@ class Contraction:
     def granularity(self) -> float:
         """Root sum of squares of ``u_k`` times the quantum of f_k.
 
-        A function whose last operation rounds coarsely (float32, or cancellation of large terms) moves in jumps of
-        one quantum. At steps below it the differences repeat exactly, so no residual shows the rounding.
+        If the last operation of fn rounds coarsely (float32, or cancellation of large terms), its outputs change in
+        jumps of one quantum. At steps too small for a jump, the differences repeat exactly, and then the residual of a
+        fit does not show the rounding.
         """
         squares = [
             float((self.cotangents[k] * torch.where(q.isinf(), 0.0, q)).square().sum()) for k, q in self.quanta.items()
@@ -176,23 +195,25 @@ class Contraction:
         """The chosen outputs at ``x + step * direction`` in float64.
 
         Raises:
-            CandidateError: Number or shapes of the outputs changed between calls.
+            CandidateError: The number or the shapes of the outputs changed between calls.
         """
         outputs = self.function.at(directions, step)
         if len(outputs) <= max(self.chosen):
             raise CandidateError(
-                f"fn returned {len(outputs)} floating outputs without gradients recorded, fewer than with"
+                f"fn returned {len(outputs)} floating outputs without gradients recorded, and more with them; "
+                f"return the same outputs in every call"
             )
         chosen = tuple(outputs[k].double() for k in self.chosen)
         for k, got, base in zip(self.chosen, chosen, self.base, strict=True):
             if got.shape != base.shape:
                 raise CandidateError(
-                    f"fn's output {k} changed its shape from {tuple(base.shape)} to {tuple(got.shape)}"
+                    f"output {k} of fn changed its shape from {tuple(base.shape)} to {tuple(got.shape)} between calls; "
+                    f"return the same shapes in every call"
                 )
         return chosen
 
     def measure(self, outputs: Sequence[torch.Tensor]) -> float:
-        """Root sum of squares of ``u_k f_k`` at these outputs; remembered in `size` when it is the largest yet."""
+        """Root sum of squares of ``u_k f_k`` at these outputs, NaN if it is not finite. Updates `size`."""
         squares = [float((u * f).square().sum()) for u, f in zip(self.cotangents, outputs, strict=True)]
         size = math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.nan
         self.size = max(self.size, size) if math.isfinite(size) else self.size
@@ -201,8 +222,8 @@ class Contraction:
     def half_difference(self, directions: Directions, step: float) -> tuple[float, float]:
         """``(s(x + h d) - s(x - h d)) / 2`` and the bend ``sum |u (f(x + h d) + f(x - h d) - 2 f(x))|``: two calls.
 
-        Differences are taken element by element before they are summed, so that what does not change cannot drown
-        what does.
+        Differences are taken for each element before they are summed, so that rounding errors of large constant
+        elements do not hide changes of small ones. Both numbers are NaN where fn is not finite.
         """
         ahead, behind = self.outputs_at(directions, step), self.outputs_at(directions, -step)
         if not math.isfinite(self.measure(ahead) + self.measure(behind)):

@@ -1,14 +1,14 @@
-"""Central differences: steps, extrapolation and an honest error bar, for functions of one real variable.
+"""Central differences of functions of one real variable: steps, extrapolation and an error bar.
 
-The function is seen only through half differences ``(phi(+h) - phi(-h)) / 2``, so whoever calls can contract tensors
-elementwise before summing. Knows neither autograd nor torch.
+The caller passes half differences ``(phi(+h) - phi(-h)) / 2``, so that it can subtract tensors element by element
+before it sums them. This module knows neither autograd nor torch.
 
-For a smooth ``phi`` the half difference is odd in ``h``, ``a1 h + a3 h^3 + a5 h^5 + ... + noise``, and ``a1`` is the
-derivative. Richardson's extrapolation (Richardson 1911; Romberg 1955) eliminates a3, a5, ... exactly; here they are
-*fitted* by least squares over a geometric ladder of steps with more steps than terms, as numdifftools does. The
-surplus is what makes the error bar honest: the residual measures the noise of ``phi`` from its own values, which is
-the idea of difference tables (Hamming 1973, section 10; More and Wild, "Estimating computational noise", 2011) without
-extra evaluations. As in Ridders (1982) every window of the ladder is tried and the smallest error bar wins.
+For a smooth ``phi``, the half difference is odd in ``h``: ``a1 h + a3 h^3 + a5 h^5 + ... + noise``, and ``a1`` is the
+derivative. Richardson's extrapolation (Richardson 1911; Romberg 1955) eliminates a3, a5, ... exactly. Here they are
+*fitted* by least squares over a geometric ladder of steps, as numdifftools does. There are more steps than terms, so
+the residual of the fit measures the noise of ``phi``, and the error bar includes this noise. Difference tables have the
+same idea (Hamming 1973, section 10; More and Wild, "Estimating computational noise", 2011), but need more evaluations.
+As in Ridders (1982), every window of the ladder is tried, and the smallest error bar wins.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ __all__ = [
     "sharpest_step",
 ]
 
-#: Two-sided quantiles of Student's t at a risk of 1e-6, for 1, 2, ... degrees of freedom: how far an estimate may lie
-#: from the truth, in standard deviations estimated from so few residuals.
+#: Two-sided quantiles of Student's t at a risk of 1e-6, for 1, 2, ... degrees of freedom. They say how far an estimate
+#: can be from the truth, in standard deviations that were estimated from so few residuals.
 STUDENT = (636600.0, 1000.0, 130.2, 49.46, 28.48, 20.05, 15.77, 13.26, 11.64, 10.52)
-#: Fewest surplus steps of a fit. One alone agrees by accident too often when the noise takes few distinct values.
+#: The fewest surplus steps of a fit. A single one often agrees by accident if the noise has few distinct values.
 FEWEST_FREEDOM = 2
-#: The same as `STUDENT` for a noise level that is known beforehand: 5 deviations of a normal law (risk 6e-7), and
-#: room for functions that round a few times instead of once.
+#: The factor in place of `STUDENT` for a noise level that is known beforehand: 5 standard deviations of a normal
+#: distribution (risk 6e-7), and room for functions that round a few times instead of once.
 KNOWN_NOISE = 8.0
-#: Most terms a1 h ... a7 h^7 fitted; more would need steps that the noise forbids.
+#: The most terms that are fitted, a1 h to a7 h^7. More terms would need smaller steps than the noise allows.
 MOST_TERMS = 4
-#: Ratio of neighbouring steps in float64. Eight spans 2^12 with five steps, so that one ladder suits functions whose
-#: length scale is unknown, and leaves steps small enough to show the noise.
+#: Ratio of neighbouring steps in float64. With 8, five steps span 2^12. So one ladder suits functions of unknown length
+#: scale, and its small steps show the noise.
 RATIO = 8.0
-#: A residual above this share of the function's size is no rounding noise in any supported precision.
+#: A residual above this share of the function's size is not treated as rounding noise.
 LARGEST_NOISE = 2.0**-10
 
 
@@ -61,24 +61,25 @@ class HalfDifference:
 
     @property
     def usable(self) -> bool:
-        """Whether the value is finite; a step that leaves the domain of ``phi`` is not."""
+        """Whether the value is finite. It is not if the step leaves the domain of ``phi``."""
         return math.isfinite(self.odd)
 
 
 @dataclass(frozen=True)
 class DerivativeEstimate:
-    """A derivative and how well it is known.
+    """A derivative and its accuracy.
 
     Attributes:
         value: The estimate of ``phi'(0)``.
-        error_bar: Bound on its error: ``truncation + noise_part``; ``inf`` when nothing could be estimated.
-        truncation: How far the estimate moves when one more Taylor term is fitted.
-        noise_part: The noise carried through the fit, times Student's t for the degrees of freedom.
-        noise: Standard deviation of one half difference, from the residual, at least the floor that was given.
-        step: The largest step used.
-        terms: Taylor terms fitted.
-        freedom: Steps used beyond the terms fitted.
-        levels: Usable steps that were available.
+        error_bar: Bound on its error: ``truncation + noise_part``; ``inf`` if nothing could be estimated.
+        truncation: How much the estimate changes when one more Taylor term is fitted.
+        noise_part: The effect of the noise on the estimate, times Student's t for the degrees of freedom, or times
+            `KNOWN_NOISE` for the given noise floor if that is larger.
+        noise: Standard deviation of one half difference, from the residual; at least the given noise floor.
+        step: The largest step in the fit.
+        terms: Number of Taylor terms in the fit.
+        freedom: Number of steps minus number of terms.
+        levels: Number of usable steps that were available.
     """
 
     value: float
@@ -93,38 +94,41 @@ class DerivativeEstimate:
 
     @property
     def converged(self) -> bool:
-        """Whether at least three digits of the derivative are known."""
+        """Whether the error bar is at most a thousandth of the derivative."""
         return self.error_bar <= 1e-3 * abs(self.value)
 
 
 def ladder(top: float, levels: int, ratio: float = RATIO) -> tuple[float, ...]:
     """``levels`` steps ``top, top / ratio, ...``.
 
-    With ``top`` and ``ratio`` powers of two the steps are exact, as Press et al. (Numerical Recipes 5.7) advise.
+    If ``top`` and ``ratio`` are powers of two, the steps are exact, as Press et al. (Numerical Recipes 5.7) advise.
 
     Raises:
         ValueError: ``top`` is not positive, ``ratio`` is not above 1, or ``levels`` is below 1.
     """
     if not top > 0.0 or not ratio > 1.0 or levels < 1:
-        raise ValueError(f"a ladder needs top > 0, ratio > 1, levels >= 1; got {top}, {ratio}, {levels}")
+        raise ValueError(
+            f"top = {top}, ratio = {ratio}, levels = {levels}: a ladder needs top > 0, ratio > 1 and levels >= 1"
+        )
     return tuple(top / ratio**level for level in range(levels))
 
 
 def student_factor(freedom: int) -> float:
-    """Student's t quantile for ``freedom`` >= 1 at a two-sided risk of 1e-6; held constant beyond the table."""
+    """Student's t quantile for ``freedom`` >= 1 at a two-sided risk of 1e-6; beyond the table, its last entry."""
     return STUDENT[min(freedom, len(STUDENT)) - 1]
 
 
 def fit_odd(differences: Sequence[HalfDifference], terms: int) -> tuple[float, float, float]:
     """Least-squares fit of ``a1 h + a3 h^3 + ...`` with ``terms`` terms to the half differences.
 
-    Steps are divided by the largest so that the columns are comparable; the fit is by QR, never by normal equations.
+    Steps are divided by the largest one so that the columns are comparable. The fit uses QR, because normal equations
+    would lose digits.
 
     Returns:
-        ``a1``; the standard deviation of ``a1`` per unit noise of a half difference; the residual sum of squares.
+        ``a1``; the standard deviation of ``a1`` for a noise of 1 in each half difference; the residual sum of squares.
 
     Raises:
-        numpy.linalg.LinAlgError: The steps do not tell so many terms apart, being too far from one another.
+        numpy.linalg.LinAlgError: The steps are too far apart to distinguish so many terms.
     """
     top = max(d.step for d in differences)
     steps = np.array([d.step / top for d in differences], dtype=np.float64)
@@ -140,12 +144,14 @@ def fit_odd(differences: Sequence[HalfDifference], terms: int) -> tuple[float, f
 def extrapolate(differences: Sequence[HalfDifference], *, noise_floor: float) -> DerivativeEstimate:
     """The derivative at 0 with the smallest error bar that the differences support.
 
-    Every run of neighbouring steps that ends at the smallest is fitted with every number of terms that leaves at
-    least `FEWEST_FREEDOM` degrees of freedom. Large steps are dropped when they leave the smooth neighbourhood; small
-    steps stay, for they cannot hurt a least-squares fit of equal noise, and they show that noise.
+    A window is a run of neighbouring steps that ends at the smallest step. Each window is fitted with every number of
+    terms that leaves at least `FEWEST_FREEDOM` degrees of freedom. So large steps can be left out where the function is
+    not smooth over them. Small steps always stay: they do no harm in a least-squares fit with equal noise, and they
+    show this noise.
 
     Args:
-        differences: At least three, with distinct steps, in any order; unusable ones are dropped.
+        differences: At least three, with distinct steps, in any order; unusable ones are dropped. With fewer usable
+            ones, the error bar is infinite.
         noise_floor: The least standard deviation that a half difference can have, in the function's own unit.
     """
     usable = sorted((d for d in differences if d.usable), key=lambda d: -d.step)
@@ -155,7 +161,8 @@ def extrapolate(differences: Sequence[HalfDifference], *, noise_floor: float) ->
         fits = _fits(usable[start:], noise_floor, len(usable))
         if not fits:
             continue
-        # An oscillation that coarse steps jump over looks like noise to them; finer steps that resolve it win.
+        # Coarse steps jump over a fast oscillation, which then looks like noise. So a coarse fit must agree with the
+        # finer ones, which resolve it.
         settled = [e for e in fits if all(abs(e.value - f.value) <= e.error_bar + f.error_bar for f in finer)]
         best = min([best, *settled], key=lambda e: e.error_bar)
         finer.append(min(fits, key=lambda e: e.error_bar))
@@ -163,14 +170,14 @@ def extrapolate(differences: Sequence[HalfDifference], *, noise_floor: float) ->
 
 
 def _fits(window: Sequence[HalfDifference], noise_floor: float, levels: int) -> list[DerivativeEstimate]:
-    """Estimates from one window (largest step first), with 1, 2, ... Taylor terms."""
+    """Estimates with 1, 2, ... Taylor terms from one window (largest step first)."""
     fits = []
     for terms in range(1, min(MOST_TERMS + 1, len(window)) + 1):
         try:
             fits.append(fit_odd(window, terms))
-        except np.linalg.LinAlgError:  # of steps 1, 8e-6, 1e-6 the ninth powers are nothing to the first
+        except np.linalg.LinAlgError:  # the steps are too far apart, e.g. 1, 8e-6, 1e-6 for ninth powers
             break
-    # Rounding of the largest value inside the fit itself.
+    # The fit itself rounds the largest value.
     floor = max(noise_floor, 2.0**-53 * max(abs(d.odd) for d in window))
     estimates = []
     for terms in range(1, min(len(fits), len(window) - FEWEST_FREEDOM + 1)):
@@ -187,12 +194,12 @@ def _fits(window: Sequence[HalfDifference], noise_floor: float, levels: int) -> 
 def next_step(
     differences: Sequence[HalfDifference], estimate: DerivativeEstimate, *, size: float, ratio: float = RATIO
 ) -> float:
-    """The step that would improve ``estimate`` most: beyond the ladder's top when noise rules, else below its end.
+    """The step that would improve ``estimate`` most: above the ladder's top if noise dominates, otherwise below it.
 
     Args:
-        differences: All that were tried, unusable ones included.
-        estimate: What `extrapolate` made of them.
-        size: The size of the function, to tell noise from a step too coarse to follow it.
+        differences: All differences so far, including unusable ones.
+        estimate: The result of `extrapolate` for them.
+        size: The size of the function. A residual above `LARGEST_NOISE` of it means that the steps are too coarse.
         ratio: The ladder's ratio.
     """
     steps = sorted(d.step for d in differences)
@@ -204,12 +211,14 @@ def next_step(
 
 
 def sharpest_step(differences: Sequence[HalfDifference], estimate: DerivativeEstimate) -> tuple[float, float]:
-    """The single step whose plain central difference is nearest to the extrapolated value, and how near.
+    """The step whose plain central difference is most accurate, and a bound on the error of this difference.
 
-    Once the derivative is known, one difference at this step (two evaluations) tells directions apart well enough.
+    Once the derivative is known, one difference at this step (two evaluations) is accurate enough to compare
+    directions.
 
     Returns:
-        The step and a bound on its error: the distance seen, the noise at that step and the estimate's own error bar.
+        The step and the bound: the distance from the extrapolated value, the noise at this step and the error bar of
+        the extrapolated value.
     """
     candidates = [
         (abs(d.odd / d.step - estimate.value) + KNOWN_NOISE * estimate.noise / d.step + estimate.error_bar, d.step)
@@ -221,15 +230,15 @@ def sharpest_step(differences: Sequence[HalfDifference], estimate: DerivativeEst
 
 
 def kink_slope(bends: Sequence[tuple[float, float]]) -> float:
-    """The jump of the one-sided slopes at 0, or 0.0 where none shows.
+    """The difference of the one-sided slopes at 0, or 0.0 if there is no sign of a kink.
 
-    ``bend(h) = |phi(h) + phi(-h) - 2 phi(0)|`` is of order h^2 where phi is smooth and of order h across a kink;
-    rounding leaves it constant. So bend / h falls by the ladder's ratio, stays, or rises. Three neighbouring steps on
-    which it stays are a kink: curvature meeting noise keeps it level on two at most. A central difference alone
-    cannot see a kink at 0, it converges to the mean of the two slopes.
+    A central difference does not see a kink at 0, because it converges to the mean of the two slopes. The bend
+    ``|phi(h) + phi(-h) - 2 phi(0)|`` does. It is of order h^2 where phi is smooth, of order h at a kink, and constant
+    where rounding dominates. So from step to smaller step, bend / h falls, stays or rises. If it stays over three
+    neighbouring steps, there is a kink. Where curvature gives way to noise, it stays over two steps at most.
 
     Args:
-        bends: Pairs ``(step, bend)``; non-finite ones are dropped.
+        bends: Pairs ``(step, bend)``; those with a bend that is not finite are dropped.
     """
     slopes = [bend / step for step, bend in sorted(bends) if math.isfinite(bend)]
     plateaus = [
@@ -251,20 +260,20 @@ def derivative(
     most_levels: int = 10,
     wanted: float = 0.0,
 ) -> tuple[DerivativeEstimate, tuple[HalfDifference, ...]]:
-    """Walk a ladder of steps, then extend it up or down until the error bar is small enough or the levels are spent.
+    """Take a ladder of steps, then add steps above or below it until the error bar is small enough.
 
     Args:
         half_difference: ``h -> (phi(h) - phi(-h)) / 2``; NaN or infinity where ``phi`` is not defined.
         noise_floor: See `extrapolate`.
         size: The size of ``phi``, see `next_step`.
-        top: The first step, relative to the variable's natural length.
-        levels: Steps taken before looking.
+        top: The first step, in the unit of the variable of ``phi``.
+        levels: Number of steps before the first estimate.
         ratio: Ratio of neighbouring steps.
-        most_levels: Most steps in total.
-        wanted: Stop extending when the error bar is at most this; 0 extends to the end.
+        most_levels: The most steps in total.
+        wanted: No step is added once the error bar is at most this. 0 means: take ``most_levels`` steps.
 
     Returns:
-        The estimate, and every difference taken.
+        The estimate, and all differences.
     """
     taken = [HalfDifference(step, half_difference(step)) for step in ladder(top, min(levels, most_levels), ratio)]
     estimate = extrapolate(taken, noise_floor=noise_floor)

@@ -1,4 +1,4 @@
-"""Directions through the inputs of a gradient check: which to measure, how closely, with which error bar."""
+"""Directions through the inputs of a gradient check: which are measured, with how many steps and which error bar."""
 
 from __future__ import annotations
 
@@ -14,25 +14,35 @@ from ktonum.gradient_check.result import ProbeMeasurement
 
 __all__ = ["FEWEST_LEVELS", "ZERO_GRADIENT", "Probe", "Setting", "measure"]
 
-#: A mismatch beyond this many error bars is a defect. The bar is itself a bound at a risk of 1e-6 (Student's t).
+#: A mismatch of more than this many error bars is a defect. One bar is already a bound at a risk of 1e-6 (Student's t).
 CONFIDENCE = 2.0
-#: A direction is measured more closely until its threshold is below this share of its derivative, or levels run out.
+#: A direction gets more steps until its threshold is below this share of its derivative, or no step is left.
 WANTED_POWER = 1e-7
-#: Fewest steps a direction needs: two Taylor terms, and two degrees of freedom for the noise.
+#: The fewest steps for a direction: two for Taylor terms, and two more to measure the noise.
 FEWEST_LEVELS = 4
 USUAL_LEVELS = 5
 MOST_LEVELS = 8
-#: Draws until a direction is well aligned with the gradient; each succeeds with probability 0.6.
+#: The most draws of a direction until it is aligned well enough with the gradient. Each succeeds with probability 0.6.
 MOST_DRAWS = 16
-#: Rounding of backward, in units of eps * ||g * d||.
+#: Bound on the rounding of backward, in units of eps * ||g * d||.
 BACKWARD_ROUNDING = 4.0
-#: A gradient this far below eps * |s| per natural unit of x is zero up to rounding.
+#: A gradient counts as zero up to rounding if ||g * d|| is at most this share of the size of s.
 ZERO_GRADIENT = 64.0 * 2.0**-52
 
 
 @dataclass
 class Setting:
-    """What all probes share."""
+    """The values that all probes share.
+
+    Attributes:
+        contraction: The checked function; its outputs contracted to one number s.
+        gradients: The gradient of s from backward, float64, by input position.
+        missing: Positions of the inputs for which backward returned None.
+        eps: Machine epsilon of the precision that fn computes in.
+        backward_eps: Machine epsilon of the precision that backward computes in.
+        repeat_noise: Root sum of squares of the difference between two evaluations at x, each weighted with ``u_k``.
+        seed: Seed of the directions.
+    """
 
     contraction: Contraction
     gradients: dict[int, torch.Tensor]
@@ -44,22 +54,24 @@ class Setting:
 
     @property
     def ratio(self) -> float:
+        """Ratio of neighbouring steps. It is smaller in low precision, where noise leaves less room for steps."""
         return fd.RATIO if self.eps < 1e-10 else 4.0
 
     @property
     def top(self) -> float:
-        """First step: well inside a function's natural scale in float64, near it where noise rules."""
+        """The first step, in units of the input's size. It is larger in low precision, because of the noise."""
         return 2.0**-5 if self.eps < 1e-10 else 2.0**-2
 
     def input(self, position: int) -> torch.Tensor:
+        """The input at this position in float64."""
         x: torch.Tensor = self.contraction.function.inputs[position].detach().double()
         return x
 
     def direction(self, position: int, probe: int) -> torch.Tensor:
-        """Signed random, scaled by the power of two nearest to the input's mean magnitude (1 for an input of zeros).
+        """Random numbers of both signs, times the power of two nearest to the input's mean magnitude (1 if it is zero).
 
-        Drawn again while ``<g, d>`` happens to be small against ``||g * d||``: such a direction would see scaling
-        errors dimly. This costs no evaluation of fn, and leaves what is orthogonal to g as random as before.
+        A direction is drawn again if ``<g, d>`` is small compared with ``||g * d||``, because it would show scaling
+        errors only weakly. This costs no evaluation of fn. The part orthogonal to g stays random.
         """
         x, gradient = self.input(position), self.gradients[position]
         mean = float(x.abs().mean())
@@ -73,7 +85,7 @@ class Setting:
 
 @dataclass
 class Probe:
-    """One direction over one or several inputs, and what was measured along it."""
+    """One direction through one or several inputs, and the differences that were measured along it."""
 
     setting: Setting
     directions: dict[int, torch.Tensor]
@@ -84,38 +96,44 @@ class Probe:
         gradients = self.setting.gradients
         self.contributions = {p: float((gradients[p] * d).sum()) for p, d in self.directions.items()}
         self.norms = {p: float((gradients[p] * d).norm()) for p, d in self.directions.items()}
-        # Inputs are rounded when they are displaced: each by eps / 2 of its size, at random.
+        # The displaced inputs are rounded: each has a random error of up to eps / 2 of its size.
         displaced = [
             float((gradients[p] * (self.setting.input(p).abs() + d.abs())).norm()) for p, d in self.directions.items()
         ]
         self.displacement = math.hypot(*displaced)
 
     def take(self, step: float) -> None:
+        """Measure one central difference."""
         odd, bend = self.setting.contraction.half_difference(self.directions, step)
         self.taken.append(fd.HalfDifference(step, odd))
         self.bends.append((step, bend))
 
     def walk(self, top: float, levels: int) -> None:
+        """Measure a ladder of central differences."""
         for step in fd.ladder(top, levels, self.setting.ratio):
             self.take(step)
 
     def extend(self) -> None:
+        """Measure at the step that would improve the estimate most."""
         size = self.setting.contraction.size
         self.take(fd.next_step(self.taken, self.estimate(), size=size, ratio=self.setting.ratio))
 
     def estimate(self) -> fd.DerivativeEstimate:
+        """The derivative along the direction, from all differences so far."""
         return fd.extrapolate(self.taken, noise_floor=self.noise_floor)
 
     @property
     def noise_floor(self) -> float:
+        """The least standard deviation of a half difference: rounding, nondeterminism and coarse outputs."""
         setting = self.setting
         rounding = 0.5 * setting.eps * (setting.contraction.size + self.displacement)
         return rounding + setting.repeat_noise + 0.25 * setting.contraction.granularity
 
     def look_again(self, pairs: int) -> None:
-        """Further steps between the largest two of the fit, which carry it: noise that agreed by accident shows up.
+        """Measure between the two largest steps of the fit, which determine it most.
 
-        They leave the kink test alone, which needs steps of one ratio.
+        If their noise agreed by accident, the new differences show it. They are left out of the kink test, which needs
+        steps of one ratio.
         """
         top = self.estimate().step
         for number in range(1, pairs + 1):
@@ -124,10 +142,10 @@ class Probe:
             self.taken.append(fd.HalfDifference(step, odd))
 
     def look_closer(self, pairs: int) -> None:
-        """Steps so small that what analytic and finite difference disagree on would drown in the noise seen.
+        """Measure at steps so small that the mismatch would be far below the noise seen so far.
 
-        Noise stays as it is there. An oscillation too fast for the ladder, which looks like noise from afar, dies
-        down instead, and the estimate then follows it.
+        Real noise stays as large at these steps. An oscillation that is too fast for the ladder also looks like noise
+        at large steps, but at these steps it becomes small, and the estimate then follows it.
         """
         m = self.measurement()
         start = min(m.noise / (16.0 * m.mismatch), min(d.step for d in self.taken) / self.setting.ratio)
@@ -135,7 +153,7 @@ class Probe:
             self.take(step)
 
     def unresponsive(self) -> bool:
-        """Whether fn stands still at small steps, and the differences without those agree with backward."""
+        """Whether fn does not change at small steps, and its differences at the other steps agree with backward."""
         moved = [d for d in self.taken if d.odd != 0.0]
         if len(moved) == len(self.taken) or len(moved) < FEWEST_LEVELS - 1:
             return False
@@ -143,8 +161,9 @@ class Probe:
         return abs(other.value - self.measurement().analytic) <= CONFIDENCE * other.error_bar
 
     def measurement(self) -> ProbeMeasurement:
+        """The analytic derivative against the finite difference, with the error bar of their difference."""
         estimate, size = self.estimate(), self.setting.contraction.size
-        # Noise beyond eps means that fn works in a lower precision, and so does its backward.
+        # More noise than eps means that fn works in a lower precision. Then backward does so too.
         seen = min(estimate.noise / size, 1e-2) if size > 0.0 and math.isfinite(estimate.noise) else 0.0
         rounding = BACKWARD_ROUNDING * max(self.setting.backward_eps, seen) * math.hypot(*self.norms.values())
         bar = estimate.error_bar + rounding
@@ -160,7 +179,7 @@ class Probe:
         )
 
     def lack(self) -> float:
-        """Threshold over the threshold wanted for the faintest input moved; above 1 asks for more steps."""
+        """Threshold over wanted threshold, for the input with the smallest gradient; above 1, more steps are needed."""
         size = self.setting.contraction.size
         wanted = max(WANTED_POWER, 2.0**12 * self.setting.eps)
         faintest = min((n for n in self.norms.values() if n > ZERO_GRADIENT * size), default=size)
@@ -169,7 +188,15 @@ class Probe:
 
 
 def measure(setting: Setting, probes: int) -> list[Probe]:
-    """Own directions first, then closer looks where they are needed, then joint directions, within the budget."""
+    """Measure first single inputs, then with more steps where needed, then joint directions, within the budget.
+
+    Args:
+        setting: The values that all probes share.
+        probes: How many directions move each input. All but the first move all inputs together.
+
+    Returns:
+        The probes. If the budget is too small for a direction for each input, inputs share directions.
+    """
     function = setting.contraction.function
     count = min(len(function.positions), function.pairs_left // FEWEST_LEVELS)
     levels = USUAL_LEVELS if function.pairs_left >= USUAL_LEVELS * count + 3 else FEWEST_LEVELS
@@ -191,7 +218,10 @@ def measure(setting: Setting, probes: int) -> list[Probe]:
 
 
 def _alike(setting: Setting, directions: dict[int, torch.Tensor], count: int) -> list[list[int]]:
-    """Positions in ``count`` groups of like ``||g * d||``, cut at the largest jumps: in company a faint one is lost."""
+    """The input positions in ``count`` groups of similar ``||g * d||``, cut at the largest jumps.
+
+    A small gradient would be lost in the noise of a large one in the same group.
+    """
     size = {p: max(float((setting.gradients[p] * d).norm()), 1e-300) for p, d in directions.items()}
     ordered = sorted(directions, key=lambda p: -size[p])
     jumps = sorted(range(1, len(ordered)), key=lambda i: -size[ordered[i - 1]] / size[ordered[i]])
@@ -200,7 +230,7 @@ def _alike(setting: Setting, directions: dict[int, torch.Tensor], count: int) ->
 
 
 def _sharpen(measured: Sequence[Probe], function: CheckedFunction) -> None:
-    """Give further steps to the direction that lacks most, one at a time."""
+    """Give one more step at a time to the direction that needs it most."""
     while function.pairs_left >= 1:
         open_probes = [probe for probe in measured if len(probe.taken) < MOST_LEVELS]
         worst = max(open_probes, key=Probe.lack, default=None)

@@ -1,9 +1,9 @@
 """A gradient check by float64 finite differences that states its own error bar and power.
 
-One backward with random signed cotangents u yields the gradient g of ``s = sum_k <u_k, f_k(x)>``. Along signed random
-directions d, ``<g, d>`` is held against an extrapolated central difference of s (`ktonum.gradient_check.differences`).
-All outputs and all elements take part in every comparison, and the error bar of the difference, not a fixed tolerance,
-decides.
+One backward with random signed cotangents u gives the gradient g of ``s = sum_k <u_k, f_k(x)>``. Along random signed
+directions d, ``<g, d>`` is compared with an extrapolated central difference of s
+(`ktonum.gradient_check.differences`). All outputs and all elements take part in every comparison. The error bar of the
+difference decides, not a fixed tolerance.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from ktonum.results import Verdict
 
 __all__ = ["GradcheckResult", "InputGradient", "ProbeMeasurement", "gradcheck"]
 
-#: Evaluations at one point may differ by this many eps (atomics reorder sums); beyond, fn is not deterministic.
+#: Two evaluations at one point may differ by this many eps, because atomics reorder sums. If they differ more, fn is
+#: not deterministic.
 REPEATABLE = 1024.0
 
 _PRECISIONS = {str(t).removeprefix("torch."): t for t in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
@@ -51,28 +52,32 @@ def gradcheck(
 
     Args:
         fn: ``fn(*inputs)`` returns a tensor or nested tuples and lists of tensors. Outputs that do not require grad,
-            integer outputs and non-tensors are ignored. It must be deterministic and must not write to its inputs.
-        inputs: A tensor or a sequence of tensors and other values, any shape, stride and device. Floating tensors with
-            ``requires_grad`` are differentiated; they must be float64 unless ``precision`` is given. Never modified.
+            integer outputs and values that are not tensors are ignored. fn must be deterministic and must not write to
+            its inputs. Complex outputs are not supported.
+        inputs: A tensor, or a sequence of tensors and other values. Tensors may have any shape, stride and device.
+            Floating tensors with ``requires_grad`` are differentiated. They must be finite, and they must be float64
+            unless ``precision`` is given. The inputs are never modified.
         seed: Seed of directions and cotangents.
-        max_evaluations: Most forward evaluations of fn for the check, the one for backward included; at least 10.
-            32 allow three inputs a direction each; further inputs share directions, those with gradients of like
-            size together, and the result says so.
-        probes: Directions that move each input, at least 1; those after the first move all inputs together and are
-            run as far as the budget goes.
-        precision: The precision that fn really computes in, e.g. ``"float32"``; None: that of the inputs, widened by
-            what the outputs show.
-        localise_evaluations: Further evaluations, spent only after a mismatch: to confirm it, and to find the element.
-        raise_exception: Raise on FAIL; otherwise return the result, which is then falsy.
+        max_evaluations: The most forward evaluations of fn for the check, including the one for backward; at least 10.
+            The default of 32 is enough for one direction for each of three inputs. If there are more inputs, those with
+            gradients of similar size share directions, and the result says so.
+        probes: How many directions move each input; at least 1. All but the first move all inputs together. They are
+            measured as far as the budget allows.
+        precision: The precision that fn computes in: ``"float64"``, ``"float32"``, ``"float16"``, ``"bfloat16"`` or the
+            torch dtype. None means float64, or a lower precision if the outputs show it.
+        localise_evaluations: The most further evaluations after a mismatch, to confirm it and to find the wrong
+            element; at least 0.
+        raise_exception: If True, FAIL raises. If False, the result is returned, and it is falsy on FAIL.
 
     Returns:
-        The result, truthy for PASS and for INCONCLUSIVE (the check cannot tell here; ``reason`` says why).
+        The result. It is truthy for PASS and for INCONCLUSIVE (the check cannot tell here; ``reason`` says why).
 
     Raises:
-        GradcheckError: A gradient is wrong, missing, not finite, or fn is not deterministic.
-        InputError: The inputs or parameters cannot be checked.
-        CandidateError: fn returns differently many or differently shaped outputs from call to call.
-        Exception: Whatever fn or its backward raises.
+        GradcheckError: A gradient is wrong, missing or not finite, an output is not finite or not differentiable, or fn
+            is not deterministic.
+        InputError: The inputs or the parameters do not fit, fn returns a complex tensor, or fn writes to its inputs.
+        CandidateError: The number or the shapes of fn's outputs change from call to call.
+        Exception: Any exception that fn or its backward raises.
     """
     arguments = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
     told = _read_precision(precision)
@@ -102,27 +107,29 @@ def _differentiable(arguments: Sequence[Any], told: torch.dtype | None) -> tuple
     """Positions of the inputs to differentiate.
 
     Raises:
-        InputError: None requires grad, or one is complex, not float64 without a told precision, or not finite.
+        InputError: No input requires grad; or one is complex, not finite, or not float64 without a given precision.
     """
     positions = []
     for position, x in enumerate(arguments):
         if not isinstance(x, torch.Tensor) or not x.requires_grad:
             continue
         if x.is_complex():
-            raise InputError(f"input {position} is {x.dtype}; only real inputs are supported: pass torch.view_as_real")
+            raise InputError(
+                f"input {position} is {x.dtype}; only real inputs are supported: pass torch.view_as_real(x)"
+            )
         if x.dtype is not torch.float64 and told is None:
             raise InputError(
-                f"input {position} is {x.dtype}; finite differences need float64: pass x.double(), or tell the "
+                f"input {position} is {x.dtype}; finite differences need float64: pass x.double(), or pass the "
                 f"precision that fn computes in, e.g. precision={str(x.dtype).removeprefix('torch.')!r}"
             )
         if (bad := first_bad_element(x)) is not None:
-            raise InputError(
-                f"input {position} is not finite at {list(bad)}; gradients are checked at finite points only"
-            )
+            raise InputError(f"input {position} is not finite at {list(bad)}; inputs must be finite: draw other values")
         if x.numel():
             positions.append(position)
     if not positions:
-        raise InputError("no non-empty floating input requires grad; call x.requires_grad_() on what to check")
+        raise InputError(
+            "no input is a non-empty floating tensor that requires grad; call x.requires_grad_() on each input to check"
+        )
     return tuple(positions)
 
 
@@ -135,7 +142,7 @@ def _check(
     chosen = tuple(k for k, output in enumerate(outputs) if output.requires_grad)
     if not chosen:
         why = "no floating output of fn requires grad" if outputs else "fn returned no floating tensor"
-        return replace(blank, reason=f"{why}: it is not differentiable (detach, no_grad or .item() inside fn?).")
+        return replace(blank, reason=f"{why}: fn is not differentiable. Does it call detach, no_grad or .item()?")
     for k in chosen:
         if (bad := first_bad_element(outputs[k])) is not None:
             return replace(blank, reason=f"output {k} is not finite at {list(bad)}.")
@@ -164,7 +171,7 @@ def _check(
     squares = [float((u * (a - b)).square().sum()) for u, a, b in zip(contraction.cotangents, again, base, strict=True)]
     repeat = math.sqrt(math.fsum(squares))
     if not repeat <= REPEATABLE * eps * contraction.size:
-        apart = f"two evaluations at the same point differ by {repeat:.2g} of {contraction.size:.2g}"
+        apart = f"two evaluations at one point differ by {repeat:.2g}, and the outputs have size {contraction.size:.2g}"
         reason = f"fn is not deterministic: {apart}. Seed its random numbers inside fn."
         return replace(blank, reason=reason, evaluations=function.calls)
 
@@ -175,8 +182,11 @@ def _check(
 
 
 def _cotangents(outputs: Sequence[torch.Tensor], chosen: Sequence[int], seed: int) -> list[torch.Tensor]:
-    """Seeded signed u_k. One scalar output keeps its own unit; several are brought to a common size, so that the
-    rounding of a large one does not hide a small one."""
+    """Seeded random u_k of both signs.
+
+    A single scalar output keeps its unit: its u is 1. Several outputs are scaled to a common size, so that the rounding
+    of a large output does not hide a small one.
+    """
     if len(chosen) == 1 and outputs[chosen[0]].numel() == 1:
         return [torch.ones_like(outputs[chosen[0]])]
     cotangents = []

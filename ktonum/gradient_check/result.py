@@ -1,4 +1,4 @@
-"""What a gradient check found, in numbers and in words. A leaf beside `ktonum.results`: no torch."""
+"""The result of a gradient check, in numbers and in words. Like `ktonum.results`, it does not import torch."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class ProbeMeasurement:
         finite_difference: The extrapolated central difference.
         error_bar: Bound on the error of the finite difference and on the rounding of the analytic value.
         threshold: ``error_bar`` times the confidence factor; a larger mismatch is a defect.
-        noise: Standard deviation of the noise of s, as seen.
-        step: The largest step used, as a share of each input's mean magnitude.
-        levels: Steps evaluated.
+        noise: Standard deviation of a half difference of s, from the residual of the fit.
+        step: The largest step in the fit, as a share of each input's mean magnitude (within a factor of √2).
+        levels: Number of steps evaluated.
     """
 
     inputs: tuple[int, ...]
@@ -42,16 +42,16 @@ class ProbeMeasurement:
 
     @property
     def use(self) -> float:
-        """Mismatch over threshold; above 1 is a defect."""
+        """Mismatch over threshold. Above 1, the gradient is wrong."""
         return self.mismatch / self.threshold if self.threshold > 0.0 else float("inf" if self.mismatch else 0.0)
 
     @property
     def flagged(self) -> bool:
-        """Whether the analytic value is called wrong."""
+        """Whether the mismatch is beyond the threshold."""
         return self.flags(self.analytic)
 
     def flags(self, analytic: float) -> bool:
-        """Whether this analytic value, in place of the measured one, would be called wrong."""
+        """Whether the mismatch would be beyond the threshold with this analytic value in place of the measured one."""
         return abs(analytic - self.finite_difference) > self.threshold
 
 
@@ -62,18 +62,18 @@ class InputGradient:
     Attributes:
         position: Position among the inputs.
         verdict: PASS, FAIL or INCONCLUSIVE.
-        reason: Why, where it is not a plain PASS.
+        reason: Why the verdict is not a plain PASS; empty if it is.
         own_direction: Whether the measurement below moved this input alone.
         contribution: This input's share of ``analytic``: ``<g, d>`` over its own elements.
         analytic: The directional derivative from backward.
-        finite_difference: The same by finite differences.
+        finite_difference: The same derivative by finite differences.
         error_bar: See `ProbeMeasurement`.
-        use: Mismatch over threshold of the worst probe that moved this input; above 1 is a defect.
-        relative_power: The smallest e such that scaling this input's gradient by 1 + e or 1 - e, whichever is harder
-            to see, would have been flagged; ``inf`` for a gradient of zero.
+        use: Mismatch over threshold of the worst probe that moved this input. Above 1, the gradient is wrong.
+        relative_power: The smallest e for which a gradient of this input that is scaled by 1 + e or by 1 - e would have
+            been flagged, whichever of the two is harder to see; ``inf`` for a gradient of zero.
         element_power: The smallest absolute error in any single element of this input's gradient that would have been
             flagged, in the unit of the contracted gradient (of the loss itself for a scalar output).
-        element_rms: Root mean square of that gradient's elements, to compare `element_power` with.
+        element_rms: Root mean square of the elements of that gradient. Compare `element_power` with it.
     """
 
     position: int
@@ -95,12 +95,12 @@ class Location:
     """Where a defect was found.
 
     Attributes:
-        position: The input.
-        index: The element, or None when no single element stands out.
+        position: Position of the input.
+        index: Index of the wrong element, or None if no single element stands out.
         wrong_by: Analytic minus finite difference of that element; None without an element.
         share: The element's part of the whole mismatch; about 1 for a single wrong element.
-        evaluations: Forward evaluations spent on finding it.
-        words: The finding as a phrase.
+        evaluations: Forward evaluations that the search took.
+        words: The same in words.
     """
 
     position: int
@@ -113,19 +113,20 @@ class Location:
 
 @dataclass(frozen=True)
 class GradcheckResult:
-    """The outcome of `ktonum.gradcheck`; truthy unless the verdict is FAIL.
+    """The result of `ktonum.gradcheck`. It is truthy unless the verdict is FAIL.
 
     Attributes:
         verdict: PASS, FAIL or INCONCLUSIVE.
         reason: One sentence.
         inputs: One entry for each differentiated input.
-        probes: Every directional derivative measured.
-        worst_input: Position of the input with the largest share of its threshold used, None if nothing was measured.
-        worst_index: Index of the wrong element, when the check failed and one could be singled out.
+        probes: All directional derivatives that were measured.
+        worst_input: Position of the input with the wrong gradient; if there is none, of an inconclusive input, or else
+            of the input with the largest mismatch over threshold. None if nothing was measured.
+        worst_index: Index of the wrong element if the check failed and a single element stands out; otherwise None.
         wrong_by: Analytic minus finite difference of that element.
-        evaluations: Forward evaluations of fn used by the check, the analytic one included.
-        localise_evaluations: Further evaluations used after a mismatch, to confirm it and to find the wrong element.
-        precision: The precision that fn was taken to compute in.
+        evaluations: Forward evaluations of fn for the check, including the one for backward.
+        localise_evaluations: Further evaluations after a mismatch, to confirm it and to find the wrong element.
+        precision: The precision that fn is assumed to compute in.
         seed: Seed of directions and cotangents.
     """
 
@@ -148,7 +149,7 @@ class GradcheckResult:
         return self.summary()
 
     def to_check_result(self, *, case: str, check: str, names: Sequence[str]) -> CheckResult:
-        """This result as one check of an audit.
+        """This result as the result of one check of an audit.
 
         Args:
             case: The case's name.
@@ -184,18 +185,18 @@ class GradcheckResult:
         )
 
     def _localised(self, names: Sequence[str]) -> tuple[Localisation, ...]:
-        """Differences see a direction at a time: where halving it ended at an element, that one, else the input."""
+        """The wrong element if the search ended at one, otherwise the input."""
         if self.verdict is not Verdict.FAIL or self.worst_input is None:
             return ()
         name = f"grad_{names[self.worst_input]}"
         if self.worst_index is None or self.wrong_by is None:
-            return (Localisation(name, "spread over many elements: no single one stands out", ""),)
+            return (Localisation(name, "spread over many elements: no single element stands out", ""),)
         where = f"element {list(self.worst_index)}, and perhaps others" if self.worst_index else "the only element"
         return (Localisation(name, where, f"off by {self.wrong_by:.4g} from the finite difference"),)
 
     def summary(self) -> str:
-        """One paragraph: what was found, where, measured against which error bar, with which power, what to do next."""
-        parts = [f"gradcheck {self.verdict.value}: {self.reason}"]
+        """One paragraph: what is wrong and where, what to do next, then the numbers and the power."""
+        parts = [f"gradcheck {self.verdict.value}: {self.reason}", _NEXT_STEP[self.verdict]]
         worst = next((entry for entry in self.inputs if entry.position == self.worst_input), None)
         if worst is not None:
             parts.append(
@@ -208,20 +209,19 @@ class GradcheckResult:
                 f"(rms {e.element_rms:.1e}{'' if e.own_direction else ', moved together with others'})"
                 for e in self.inputs
             )
-            parts.append(f"Smallest defects this check would have flagged: {powers}.")
+            parts.append(f"The smallest defects that this check would have flagged: {powers}.")
         spent = f"{self.evaluations} evaluations"
         if self.localise_evaluations:
-            spent += f" and {self.localise_evaluations} to confirm and localise"
+            spent += f", {self.localise_evaluations} more to confirm and localise"
         parts.append(f"{spent}, precision {self.precision}, seed {self.seed}.")
-        parts.append(_NEXT_STEP[self.verdict])
         return " ".join(part for part in parts if part)
 
 
 _NEXT_STEP = {
     Verdict.PASS: "",
-    Verdict.FAIL: "Next: compare the backward with the derivative at the place named; if fn computes in a lower "
-    "precision than its inputs have, tell so with precision=.",
-    Verdict.INCONCLUSIVE: "Next: move the inputs away from kinks, give a larger max_evaluations, or make fn compute in "
+    Verdict.FAIL: "Next: compare backward with the derivative at this place; if fn computes in a lower precision than "
+    "its inputs have, pass it, e.g. precision='float32'.",
+    Verdict.INCONCLUSIVE: "Next: move the inputs away from kinks, pass a larger max_evaluations, or make fn compute in "
     "float64 throughout.",
     Verdict.ERROR: "",
 }

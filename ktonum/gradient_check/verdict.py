@@ -1,4 +1,4 @@
-"""From measured directional derivatives to verdicts, power and the place of a defect."""
+"""Verdicts, power and the place of a defect, from measured directional derivatives."""
 
 from __future__ import annotations
 
@@ -14,19 +14,29 @@ from ktonum.results import Verdict
 
 __all__ = ["judge"]
 
-#: A check that would miss this relative error of a gradient does not count as passed.
+#: If the check would miss this relative error of a gradient, the verdict is INCONCLUSIVE instead of PASS.
 WORST_RELATIVE_POWER = 1e-3
-#: A mismatch may be blamed on a kink of at most this much smaller slope jump (kinks of several elements partly cancel).
+#: A kink can explain a mismatch of up to this many times its slope jump, because jumps of several elements partly
+#: cancel.
 KINK_REACH = 16.0
-#: Noise beyond this many eps of the outputs may be an oscillation too fast for the steps: look closer before failing.
+#: Noise of more than this many eps of the outputs may be an oscillation that is too fast for the steps. Then smaller
+#: steps are measured before the check fails.
 DOUBTFUL_NOISE = 1024.0
-#: Central differences for looking again, and for looking closer; they come out of localise_evaluations.
+#: Central differences to confirm a mismatch, and as many at smaller steps. They are paid from localise_evaluations.
 MORE_PAIRS = 4
 
 
 def judge(
     setting: Setting, measured: Sequence[Probe], blank: GradcheckResult, localise_evaluations: int
 ) -> GradcheckResult:
+    """The result of a gradient check.
+
+    Args:
+        setting: The values that all probes share.
+        measured: The probes. Those with a mismatch are measured again.
+        blank: A result with the precision and the seed.
+        localise_evaluations: The most evaluations to confirm a mismatch and to find the wrong element.
+    """
     function = setting.contraction.function
     evaluations = function.calls
     for probe in measured:
@@ -57,7 +67,7 @@ def judge(
 
 
 def _confirm(setting: Setting, probe: Probe, budget: int) -> None:
-    """Measure again before a mismatch is called a defect, as far as the budget goes."""
+    """Measure a mismatch again before it is called a defect, if the budget allows it."""
     if not probe.measurement().flagged or budget < 2 * MORE_PAIRS:
         return
     probe.look_again(MORE_PAIRS)
@@ -69,19 +79,19 @@ def _confirm(setting: Setting, probe: Probe, budget: int) -> None:
 
 def _judge_probe(probe: Probe, measurement: ProbeMeasurement) -> tuple[Verdict, str]:
     if not math.isfinite(measurement.error_bar):
-        return Verdict.INCONCLUSIVE, "fn is not finite around this point along the probe; move the inputs"
+        return Verdict.INCONCLUSIVE, "fn is not finite close to this point; move the inputs away from there"
     if not measurement.flagged:
         return Verdict.PASS, ""
     kink = fd.kink_slope(probe.bends)
     if measurement.mismatch <= KINK_REACH * kink:
         return Verdict.INCONCLUSIVE, (
-            f"not smooth at this point along the probe (the slope jumps by {kink:.2g}, the mismatch is "
-            f"{measurement.mismatch:.2g}); move the inputs"
+            f"fn is not smooth at this point: its slope jumps by {kink:.2g}, the mismatch is "
+            f"{measurement.mismatch:.2g}; move the inputs away from the kink"
         )
     if probe.unresponsive():
         return (
             Verdict.INCONCLUSIVE,
-            "fn does not respond to small steps; tell the precision it computes in (precision=)",
+            "fn does not change at small steps; pass the precision that it computes in, e.g. precision='float32'",
         )
     return Verdict.FAIL, f"analytic {measurement.analytic:.12g}, finite difference {measurement.finite_difference:.12g}"
 
@@ -93,7 +103,7 @@ def _judge_input(
     measurements: Sequence[ProbeMeasurement],
     judged: dict[int, tuple[Verdict, str]],
 ) -> InputGradient:
-    """The verdict on one input, with the power of the sharpest probe that moved it."""
+    """The verdict on one input, with the power of the most sensitive probe that moved it."""
     moved = [(probe, m) for probe, m in zip(measured, measurements, strict=True) if position in probe.directions]
     verdicts = [judged[id(probe)] for probe, _ in moved]
     probe, m = min(moved, key=lambda pair: _relative_power(pair[1], pair[0].contributions[position]))
@@ -104,12 +114,14 @@ def _judge_input(
     verdict, reason = Verdict.PASS, ""
     for wanted in (Verdict.INCONCLUSIVE, Verdict.FAIL):
         verdict, reason = next(((v, r) for v, r in verdicts if v is wanted), (verdict, reason))
-    # Against the outputs at x itself: at the largest steps an exponential dwarfs gradients that are no rounding.
+    # Compare with the outputs at x. An exponential can be so large at the largest steps that a real gradient would look
+    # like rounding.
     here = setting.contraction.measure(setting.contraction.base) or size
     if verdict is Verdict.PASS and probe.norms[position] <= ZERO_GRADIENT * here:
         share = _detectable(m) / here if here > 0.0 else 0.0
         reason = (
-            f"its gradient is zero up to rounding; moving it by its own size changes s by less than {share:.1e} of it"
+            f"its gradient is zero up to rounding; moving it by its own size changes the outputs by less than "
+            f"{share:.1e} of their size"
         )
         verdict = Verdict.PASS if share <= WORST_RELATIVE_POWER else Verdict.INCONCLUSIVE
     elif verdict is Verdict.PASS and power > WORST_RELATIVE_POWER:
@@ -133,15 +145,18 @@ def _judge_input(
 
 
 def _detectable(m: ProbeMeasurement) -> float:
-    """The error of the analytic value that flags whatever its sign; for one already flagged, the threshold."""
+    """The error of the analytic value that is flagged with either sign; the threshold if it is flagged already."""
     return m.threshold if m.flagged else m.threshold + m.mismatch
 
 
 def _relative_power(m: ProbeMeasurement, contribution: float) -> float:
-    """Smallest scaling error of one input's gradient that flags whatever its sign, confirmed by planting it."""
+    """The smallest relative error of one input's gradient that is flagged with either sign; infinity if there is none.
+
+    Both signs are planted to confirm it.
+    """
     if contribution == 0.0 or not math.isfinite(m.threshold):
         return math.inf
-    # The planted value is itself rounded: room for that, or the confirmation fails on the last bit.
+    # The planted value is rounded. Leave room for that, or the confirmation can fail by the last bit.
     error = _detectable(m) * (1.0 + 1e-9) + 2.0**-50 * (abs(m.analytic) + abs(m.finite_difference))
     power = error / abs(contribution)
     center = m.finite_difference if m.flagged else m.analytic
@@ -149,16 +164,16 @@ def _relative_power(m: ProbeMeasurement, contribution: float) -> float:
 
 
 def _blind(setting: Setting, probe: Probe, m: ProbeMeasurement, power: float) -> str:
-    """Why a check has no power: noise that stays at the smallest steps, or steps that never became smooth."""
+    """Why a check has no power: the noise is too large, or fn is not smooth at any of the steps."""
     size = setting.contraction.size
-    limit = f"a relative error of {power:.1e} would have passed"
+    limit = f"a relative error of {power:.1e} would have been missed"
     if m.noise > fd.LARGEST_NOISE * size or not probe.estimate().converged and m.noise > 1e4 * setting.eps * size:
         share = m.noise / size if size else 0.0
         return (
-            f"the differences do not settle ({limit}): noise of {share:.1e} of the outputs, or not smooth at this "
-            f"point along the probe; move the inputs"
+            f"{limit}, because the finite differences do not converge: fn has noise of {share:.1e} of its outputs, or "
+            f"is not smooth at this point; move the inputs"
         )
-    return f"noise of {m.noise / size if size else 0.0:.1e} of the outputs hides the gradient ({limit})"
+    return f"{limit}, because noise of {m.noise / size if size else 0.0:.1e} of the outputs hides the gradient"
 
 
 def _failure(
@@ -167,7 +182,7 @@ def _failure(
     result: GradcheckResult,
     localise_evaluations: int,
 ) -> GradcheckResult:
-    """Localise from the failed probe that moves fewest inputs, then from the clearest."""
+    """Localise with the failed probe that moves the fewest inputs; among those, the one with the largest mismatch."""
     probe, m = min(failed, key=lambda pair: (len(pair[1].inputs), -pair[1].use))
     step, error = fd.sharpest_step(probe.taken, probe.estimate())
     found = localise(
@@ -180,9 +195,9 @@ def _failure(
         budget=localise_evaluations,
     )
     absent = (
-        " backward returned None for it, yet the outputs depend on it;" if found.position in setting.missing else ""
+        " backward returned None, but the outputs depend on this input;" if found.position in setting.missing else ""
     )
-    reason = f"the gradient of input {found.position} is wrong:{absent} defect found {found.words}."
+    reason = f"the gradient of input {found.position} is wrong:{absent} {found.words}."
     entries = tuple(
         replace(e, verdict=Verdict.FAIL, reason=found.words) if e.position == found.position else e
         for e in result.inputs

@@ -1,8 +1,8 @@
-"""Find the wrong element after a gradient check has failed.
+"""Finds the wrong element after a gradient check has failed.
 
-The mismatch ``<g, d> - D`` is linear in the direction, so halving the set of elements that move and measuring one
-half tells about both. One central difference a halving is enough: a defect that was detected stands far above the
-error of a plain difference at the sharpest step.
+The mismatch ``<g, d> - D`` is linear in the direction. So the set of moved elements is halved again and again, and the
+mismatch of one half gives that of the other. One plain central difference at the sharpest step is enough for each
+halving, because a detected defect is usually far larger than the error of such a difference.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def localise(
     tolerance: float,
     budget: int,
 ) -> Location:
-    """The input, and where possible the element, that carries a mismatch.
+    """The input that causes a mismatch, and the element if a single one does.
 
     Args:
         contraction: The checked function; its outputs contracted to one number.
-        directions: Directions of the failed probe by input position, float64.
-        gradients: Analytic gradients for the same positions, float64.
+        directions: Directions of the failed probe by input position, float64, in the shape of the input.
+        gradients: Analytic gradients for the same positions, float64, in the same shapes.
         mismatch: The signed mismatch of the failed probe, analytic minus finite difference.
         step: Step for single central differences.
-        tolerance: Error of such a difference; a part below it is not trusted.
-        budget: Most forward evaluations to spend here, at least two for each input of the probe.
+        tolerance: Error of such a difference. A smaller mismatch of a part is not trusted.
+        budget: The most forward evaluations. With fewer than two for each input of the probe, inputs are not compared.
 
     Returns:
-        The location; its index is None when the defect is spread or the budget ran out.
+        The location. Its index is None if many elements are wrong or the budget ran out.
     """
     start = contraction.function.calls
 
@@ -60,7 +60,7 @@ def localise(
     position = max(parts, key=lambda p: abs(parts[p]) if math.isfinite(parts[p]) else math.inf)
     low, high, here = 0, directions[position].numel(), parts[position]
     measured = False
-    # The last pair is kept for measuring the single element itself, which may only be known as a remainder.
+    # The last two evaluations are kept to measure the single element, because `here` may be a remainder of other parts.
     while high - low > 1 and left() >= 4 and abs(here) > tolerance:
         middle = (low + high) // 2
         first = mismatch_of(position, low, middle)
@@ -71,12 +71,12 @@ def localise(
     spent = contraction.function.calls - start
     share = abs(here / mismatch) if mismatch else 0.0
     if not measured or not abs(here) > tolerance:
-        words = f"in input {position}, spread over many elements: no single one stands out"
+        words = "the error is spread over many elements, no single element stands out"
         if high - low > 1 and left() < 4:
-            words = f"in input {position}, flat elements {low} to {high - 1} (localise_evaluations spent)"
+            words = f"the error is in flat elements {low} to {high - 1} (pass more localise_evaluations to find it)"
         return Location(position, None, None, share, spent, words)
     index = unravelled(low, directions[position].shape)
     wrong_by = here / float(directions[position].reshape(-1)[low])
-    alone = "which explains the whole mismatch" if 0.9 <= share <= 1.1 else f"{share:.1%} of the mismatch, others too"
-    words = f"in input {position}, element {list(index)} wrong by {wrong_by:.4g}, {alone}"
+    alone = "this explains the whole mismatch" if 0.9 <= share <= 1.1 else f"{share:.1%} of the mismatch, others too"
+    words = f"element {list(index)} is off by {wrong_by:.4g}: {alone}"
     return Location(position, index, wrong_by, share, spent, words)

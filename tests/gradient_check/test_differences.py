@@ -1,4 +1,4 @@
-"""Differences and extrapolation on functions with known derivatives: the error bar holds, and is not idle."""
+"""Differences and extrapolation on functions with known derivatives: the error bar holds, and it is small."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_error_bar_holds_and_is_small(
 
 
 def test_error_bar_follows_hidden_noise() -> None:
-    # The bar must come from the values: the floor handed over is 1e9 times too small.
+    # The bar must come from the values, because the given floor is 1e9 times too small.
     for seed in range(300):
         noise = np.random.default_rng(seed)
 
@@ -74,7 +74,7 @@ def test_bar_without_values_is_infinite() -> None:
 
 
 def test_steps_too_far_apart_for_many_terms_are_fitted_with_few() -> None:
-    """Those of a gradient check of LayerNorm whose differences between were no numbers; a fifth power was singular."""
+    """Steps of a gradient check of LayerNorm: differences at steps in between were NaN, and fifth powers singular."""
     steps = (
         6.103515625e-05,
         4.656612873077393e-10,
@@ -99,7 +99,7 @@ def test_fit_recovers_exact_odd_polynomial() -> None:
     value, unit_error, residual = fit_odd(points, 3)
     assert value == pytest.approx(3.0, rel=1e-11)
     assert residual < 1e-28
-    # Two terms cannot follow it, so the residual must show that.
+    # Two terms cannot fit it, and the residual must show this.
     assert fit_odd(points, 2)[2] > 1e-10
     assert unit_error > 0.0
 
@@ -114,7 +114,7 @@ def test_unit_error_is_the_standard_deviation_of_the_slope() -> None:
 def test_student_factor_falls_with_freedom() -> None:
     factors = [student_factor(k) for k in range(1, 14)]
     assert factors == sorted(factors, reverse=True)
-    # Exact for two degrees of freedom: t = (1 - r) / sqrt(r (2 - r) / 2), r the risk.
+    # For two degrees of freedom and a risk r, exactly: t = (1 - r) / sqrt(r (2 - r) / 2).
     assert factors[1] == pytest.approx((1.0 - 1e-6) / math.sqrt(1e-6 * (2.0 - 1e-6) / 2.0), rel=1e-3)
 
 

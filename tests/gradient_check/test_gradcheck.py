@@ -62,7 +62,7 @@ def test_flags_and_finds_one_element_of_100000(name: str, change: Callable[[Tens
     (true,) = torch.autograd.grad(elementwise(x, lambda g: g), x)
     error = float(change(true[place]) - true[place])
     assert result.wrong_by == pytest.approx(error, rel=1e-2)
-    # The power that the correct function's check states is no idle claim: this defect lies above it.
+    # The defect is larger than the power that the check of the correct function states.
     assert gradcheck(lambda x: elementwise(x, lambda g: g), x, seed=1).inputs[0].element_power < abs(error)
 
 
@@ -92,8 +92,8 @@ def test_flags_missing_softmax_term() -> None:
 
 
 def test_sees_what_torch_fast_mode_cannot() -> None:
-    # Rows of (one-hot - softmax) sum to zero, so positive probes over many classes see next to nothing of them; what is
-    # left is smaller than the fixed tolerance. Here the gradient is twice what it should be.
+    # Rows of (one-hot - softmax) sum to zero, so positive probes over many classes nearly cancel. The remaining
+    # difference is smaller than torch's fixed tolerance. Here the gradient is twice the right one.
     def doubled(x: Tensor) -> Tensor:
         return 1e-3 * torch.log_softmax(edited(x, lambda g: 2.0 * g), -1)[..., 0].mean()
 
@@ -138,7 +138,7 @@ def test_flags_sign_flip_and_off_by_one_mask() -> None:
 
 
 def test_covers_every_output() -> None:
-    # A loss of size 1 beside a sum of size 1e6: the defect is in the small one.
+    # A loss of size 1 and a sum of size 1e6. The defect is in the loss.
     def fn(x: Tensor) -> tuple[Tensor, list[Tensor], str, Tensor]:
         return torch.sigmoid(edited(x, lambda g: g * (1 + 1e-4))).mean(), [1e6 * x.sin()], "ignored", x.long()
 

@@ -1,4 +1,4 @@
-"""What the gradient check promises beside verdicts: its budget, layouts, refusals and words."""
+"""Promises of the gradient check other than verdicts: its budget, layouts of inputs, errors and messages."""
 
 from __future__ import annotations
 
