@@ -1,4 +1,4 @@
-"""Defects of arithmetic: a store that truncates, a format or an accumulator that is too narrow."""
+"""Defects of arithmetic: a store that truncates, or a format or an accumulator that is too narrow."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ktonum.power.defect import Defect, Sound, changed_elements, signs
 __all__ = ["ACCUMULATED", "ROUNDED", "TRUNCATED"]
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-# Bits of float32's significand that TF32, with 11, does not have.
+# TF32 has 11 bits of significand, this many fewer than float32.
 _LOST_IN_TF32 = 13
-# Terms that an accumulator adds up: few, for more of them err more.
+# The number of terms that are added up. It is small, because the error grows with it.
 _TERMS = 16
-#: What a kernel adds up in that should do better.
+#: For each dtype, the too narrow accumulator of a defective kernel.
 _NARROW = {
     torch.bfloat16: torch.bfloat16,
     torch.float16: torch.float16,
@@ -28,9 +28,10 @@ _NARROW = {
 
 
 def _truncated(sound: Sound) -> Tensor | None:
-    """What was rounded away from zero is one unit in the last place less.
+    """Elements that were rounded away from zero become one unit in the last place smaller in magnitude.
 
-    Which elements were is known where the tensor is held against wider numbers; elsewhere it is half of them.
+    If the expected values are wider than the tensor, they show which elements these are. Otherwise half of the elements
+    are changed. None if the tensor is not floating or has no single expected tensor.
     """
     tensor, expected = sound.actual, sound.expected
     bits = _BITS.get(tensor.dtype.itemsize)
@@ -42,20 +43,20 @@ def _truncated(sound: Sound) -> Tensor | None:
             away = block.abs() > wide.abs()
         else:
             away = signs(start, block.numel(), block.device) > 0
-        # Sign and magnitude: one less is the next number towards zero.
+        # The bits are sign and magnitude, so one less is the next number towards zero.
         block.view(bits).sub_((away & (block != 0) & ~block.isnan()).to(bits))
     return planted
 
 
 def _to_tf32(block: Tensor) -> Tensor:
-    """To nearest, ties to even: half a unit is added, or a little less where the last bit that stays is zero."""
+    """Round to TF32, to nearest, ties to even: add half a unit, less one bit if the last kept bit is zero; then cut."""
     bits = block.float().view(torch.int32)
     bits = bits + ((1 << (_LOST_IN_TF32 - 1)) - 1) + ((bits >> _LOST_IN_TF32) & 1)
     return (bits & -(1 << _LOST_IN_TF32)).view(torch.float32)
 
 
 def _rounded(source: torch.dtype, words: str, change: Callable[[Tensor], Tensor]) -> Defect:
-    """Numbers of ``source`` that went through a narrower format."""
+    """Numbers of dtype ``source`` that were rounded to a narrower format."""
 
     def plant(sound: Sound) -> Tensor | None:
         usable = sound.floating and sound.actual.dtype == source
@@ -65,7 +66,7 @@ def _rounded(source: torch.dtype, words: str, change: Callable[[Tensor], Tensor]
 
 
 def _accumulated(narrow: torch.dtype) -> Defect:
-    """Equal terms added up one by one in ``narrow``."""
+    """Each element is divided into equal terms, which are added one by one in ``narrow``."""
 
     def sum_of(block: Tensor) -> Tensor:
         total = torch.zeros_like(block, dtype=narrow)
@@ -81,7 +82,7 @@ def _accumulated(narrow: torch.dtype) -> Defect:
 
 
 TRUNCATED = Defect("truncated", _truncated)
-#: For each dtype the next narrower format.
+#: Rounding of each dtype to the next narrower format.
 ROUNDED = (
     _rounded(torch.float16, "bf16", lambda block: block.to(torch.bfloat16)),
     _rounded(torch.float32, "TF32", _to_tf32),

@@ -1,4 +1,4 @@
-"""What a planted defect is. A leaf of `ktonum.power`: kinds of defects do not import one another."""
+"""What a planted defect is. This module imports no kind of defect, and kinds do not import each other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ktonum.measure.comparison import blocks
 
 __all__ = ["Defect", "SizedDefect", "Sound", "changed_elements", "signs"]
 
-# Elements or rows looked at, evenly spaced, for one of middle size.
+# The number of evenly spaced elements or rows among which one of middle size is chosen.
 _LOOKED_AT = 1024
 
 
@@ -23,8 +23,8 @@ class Sound:
     """A tensor that a check passed, in which defects are planted.
 
     Attributes:
-        actual: As the candidate made it; never changed.
-        expected: What it is held against, the same shape; None where that is more than one tensor.
+        actual: The tensor that the candidate returned, any shape and dtype. It is never changed.
+        expected: The tensor that it is compared with, same shape; None if it is compared with more than one tensor.
     """
 
     actual: Tensor
@@ -32,12 +32,15 @@ class Sound:
 
     @property
     def floating(self) -> bool:
-        """Whether it has floating elements, and any at all."""
+        """Whether it has elements, and they are floating."""
         return self.actual.is_floating_point() and self.actual.numel() > 0
 
     @cached_property
     def root_mean_square(self) -> float:
-        """Of the finite elements; 0 if and only if all of these are."""
+        """Root of the sum of squares of the finite elements over the number of all elements.
+
+        It is 0 if and only if all finite elements are 0.
+        """
         if not self.floating:
             return 0.0
 
@@ -45,31 +48,34 @@ class Sound:
             return (t.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for _, (t,) in blocks(self.actual))
 
         largest = max(float(t.abs().amax()) for t in finite())
-        # Over the largest, or squares of gradients of 1e-170 would vanish.
+        # Divide by the largest, because the squares of gradients of 1e-170 underflow.
         squares = sum(float((t / largest).square().sum()) for t in finite()) if largest else 0.0
         return largest * math.sqrt(squares / self.actual.numel())
 
     @cached_property
     def element(self) -> int | None:
-        """The flat index of an element of middle magnitude among those that are neither zero nor without number."""
+        """The flat index of an element of middle magnitude among those that are finite and not zero, or None."""
         return _of_middle_size(self.actual.reshape(-1, 1)) if self.floating else None
 
     @property
     def rows(self) -> int:
-        """How many rows `matrix` has."""
+        """The number of rows of `matrix`; 0 if the tensor has fewer than two dims or is not `floating`."""
         return self.actual.numel() // self.actual.shape[-1] if self.floating and self.actual.dim() > 1 else 0
 
     @cached_property
     def row(self) -> int | None:
-        """The index of a row of middle magnitude among those that are not zero; None where there is one row at most."""
+        """The index of a row of middle magnitude among those that are finite and not zero, or None.
+
+        It is also None if there are fewer than two rows.
+        """
         return _of_middle_size(self.actual.reshape(self.rows, -1)) if self.rows > 1 else None
 
     def copy(self) -> Tensor:
-        """A contiguous copy to change."""
+        """A contiguous copy that may be changed."""
         return self.actual.clone(memory_format=torch.contiguous_format)
 
     def matrix(self, copy: Tensor) -> Tensor:
-        """A copy's rows, seen as a matrix: all dims but the last flattened."""
+        """The copy as a matrix, (rows, last dim): all dims but the last are flattened."""
         return copy.view(self.rows, -1)
 
 
@@ -82,11 +88,12 @@ def _of_middle_size(matrix: Tensor) -> int | None:
 
 
 def changed_elements(tensor: Tensor, change: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """``change`` of the elements, rounded to the tensor's dtype; a block at a time, for a gradient may fill half a GPU.
+    """A changed copy of a tensor. It works on one block at a time, because a gradient may fill half of a GPU.
 
     Args:
-        tensor: Left as it is.
-        change: Of a block, flat and float64, and the flat index of its first element.
+        tensor: The tensor, which is not changed.
+        change: Takes a block, flat and in float64, and the flat index of its first element. Returns the changed block,
+            which is then rounded to the tensor's dtype.
     """
     changed = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     flat = changed.view(-1)
@@ -96,10 +103,15 @@ def changed_elements(tensor: Tensor, change: Callable[[Tensor, int], Tensor]) ->
 
 
 def signs(start: int, count: int, device: torch.device) -> Tensor:
-    """±1 for elements by their flat index, the first one +1, without regard to rows and columns; float64.
+    """+1 or −1 for each element, independent of rows and columns; (count,), float64. The sign of index 0 is +1.
 
-    A bit of the index times 2³² over the golden ratio: multiplicative hashing, Knuth 1998, The Art of Computer
-    Programming 3, 6.4.
+    The sign is one bit of the flat index times 2³² over the golden ratio: multiplicative hashing, Knuth 1998, The Art
+    of Computer Programming 3, 6.4.
+
+    Args:
+        start: The flat index of the first element.
+        count: The number of elements.
+        device: The device of the result.
     """
     index = torch.arange(start, start + count, device=device)
     return 1.0 - 2.0 * ((index * 2_654_435_769 >> 31) & 1).double()
@@ -107,12 +119,12 @@ def signs(start: int, count: int, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Defect:
-    """A kind of defect that is there or not.
+    """A kind of defect without a size.
 
     Attributes:
         name: A few words, e.g. ``one row zero``.
-        plant: Makes the defective tensor; None where the kind does not apply. It may come out as it was, where that is
-            what the defect makes of it.
+        plant: Makes the defective tensor, or returns None if the kind does not apply. The result may equal the sound
+            tensor, for example if a sign is flipped that is the sign of zero.
     """
 
     name: str
@@ -126,12 +138,12 @@ class Defect:
 
 @dataclass(frozen=True)
 class SizedDefect:
-    """A kind of defect of any size.
+    """A kind of defect that can have any size.
 
     Attributes:
         name: A few words, e.g. ``scaling``.
-        unit: What a size means, e.g. ``by 1 + size``.
-        plant: Makes the defective tensor of a given size; None where the kind does not apply.
+        unit: The meaning of a size, e.g. ``by 1 + size``.
+        plant: Makes the tensor with a defect of the given size, or returns None if the kind does not apply.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Kinds of defects, planted in tensors that a check passed. This registry is the only place that knows them all."""
+"""The kinds of defects that are planted in tensors that passed a check. Only this module knows all of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ktonum.power.defect import Defect, SizedDefect, Sound
 
 __all__ = ["DEFECTS", "SIZED_DEFECTS", "Defect", "SizedDefect", "Sound"]
 
-#: Those of any size: the smallest that is flagged is searched for.
+#: Kinds with a size. `ktonum.power.planting` searches for the smallest size that is flagged.
 SIZED_DEFECTS: tuple[SizedDefect, ...] = (
     whole_tensor_defects.SCALING,
     element_defects.ELEMENT,
@@ -16,7 +16,7 @@ SIZED_DEFECTS: tuple[SizedDefect, ...] = (
     whole_tensor_defects.DROPPED_TERM,
 )
 
-#: Those that are there or not.
+#: Kinds without a size.
 DEFECTS: tuple[Defect, ...] = (
     whole_tensor_defects.SIGN,
     whole_tensor_defects.HALVED,

@@ -11,7 +11,7 @@ __all__ = ["ELEMENT", "ELEMENT_OF_ZEROS", "ELEMENT_SIGN", "INTEGER"]
 
 
 def _moved(sound: Sound, distance: float) -> Tensor:
-    """The middle element, which is no corner case of any tile, or the first finite one, moved by ``distance``."""
+    """``distance`` is added to the middle element, which is not a corner case, or else to the first finite one."""
     planted = sound.copy()
     flat = planted.view(-1)
     place = flat.numel() // 2
@@ -49,7 +49,7 @@ def _integer(sound: Sound) -> Tensor | None:
 
 
 ELEMENT = SizedDefect("one element", "off by size × its root mean square", _moved_by_share)
-#: Where everything is zero a size is an absolute one.
+#: If all elements are zero, the size is absolute.
 ELEMENT_OF_ZEROS = SizedDefect("one element", "off by size × one", _moved_from_zero)
 ELEMENT_SIGN = Defect("one element's sign flipped", _sign_of_one)
 INTEGER = Defect("one element off by one", _integer)

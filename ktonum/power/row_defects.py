@@ -1,4 +1,4 @@
-"""Defects of one row, one of middle size: what hides in a norm over thousands of them."""
+"""Defects of one row of middle size. A norm over thousands of rows can hide them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Defects at the edges of tiles and masks, along the rows; a vector's elements are its rows."""
+"""Defects at the edges of tiles and masks, along the rows. Each element of a vector is a row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ktonum.power.defect import Defect, Sound
 
 __all__ = ["MASK_TOO_FAR", "MASK_TOO_SHORT", "STALE_TILE"]
 
-# The least side of a tile that tensor cores take.
+# The smallest side of a tile for tensor cores.
 _TILE = 16
 
 
@@ -19,7 +19,7 @@ def _matrix(tensor: Tensor) -> Tensor:
 
 
 def _stale(sound: Sound) -> Tensor | None:
-    """The last rows hold what those before them do: a buffer that was not filled again."""
+    """The last rows have the values of the rows before them, like a buffer that was not filled again."""
     if not sound.floating or sound.actual.dim() == 0:
         return None
     planted = sound.copy()
@@ -32,7 +32,7 @@ def _stale(sound: Sound) -> Tensor | None:
 
 
 def _beside_the_mask(rows: Tensor) -> tuple[int, int] | None:
-    """The first zero row that lies beside one that is not, and that one."""
+    """The index of the first zero row that is next to a row that is not zero, and the index of that row."""
     live = (rows != 0).any(1)
     edges = (live[1:] != live[:-1]).nonzero()
     if not edges.numel():
@@ -42,12 +42,12 @@ def _beside_the_mask(rows: Tensor) -> tuple[int, int] | None:
 
 
 def _mask_too_short(sound: Sound) -> Tensor | None:
-    """A row that should be zero gets what the row beside it gets."""
+    """A row that should be zero gets the values of the row next to it."""
     return _masked(sound, lambda rows, zero, live: rows[zero].copy_(rows[live]))
 
 
 def _mask_too_far(sound: Sound) -> Tensor | None:
-    """A row beside one that should be zero is zero, too."""
+    """A row next to one that should be zero becomes zero too."""
     return _masked(sound, lambda rows, zero, live: rows[live].zero_())
 
 

@@ -1,4 +1,4 @@
-"""Defects of every element: a factor that is missing, a sign, a term that is missing from all sums."""
+"""Defects of every element: a missing factor, a wrong sign, or a term that is missing from all sums."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _scaled(sound: Sound, factor: float) -> Tensor | None:
 
 
 def _short_of_a_term(sound: Sound, size: float) -> Tensor | None:
-    """A term is about as large, for each element, as the element is, and its sign has nothing to do with it."""
+    """The missing term of each element is proportional to the element, and its sign is independent of the element's."""
     if not sound.root_mean_square or sound.actual.numel() < 2:
         return None
     return changed_elements(

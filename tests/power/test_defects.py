@@ -1,4 +1,4 @@
-"""Planted defects are what they are called, leave the sound tensor as it is, and say where they do not apply."""
+"""Planted defects fit their names, do not change the sound tensor, and return None where they do not apply."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def normal(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Te
 
 
 def masked(dtype: torch.dtype = torch.float64) -> Tensor:
-    """Six rows, the second and the last of which are zero."""
+    """Six rows; the second and the last are zero."""
     tensor = normal(6, 5, dtype=dtype)
     tensor[[1, 5]] = 0
     return tensor
 
 
 def planted_in(sound: Sound) -> dict[str, Tensor]:
-    """Every kind that applies, by its words."""
+    """The defective tensor of every kind that applies, by the kind's words."""
     found = {d.words: d.plant(sound) for d in DEFECTS} | {d.words: d.plant(sound, 0.5) for d in SIZED_DEFECTS}
     return {words: tensor for words, tensor in found.items() if tensor is not None}
 
@@ -41,7 +41,7 @@ def planted_in(sound: Sound) -> dict[str, Tensor]:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_defect_keeps_shape_and_dtype_and_spares_the_sound_tensor(dtype: torch.dtype) -> None:
     exact = masked()
-    # Neither contiguous nor alone in memory.
+    # A view that is not contiguous and shares its memory.
     actual = torch.stack([exact, exact], -1).to(dtype)[..., 0]
     before = actual.clone()
     planted = planted_in(Sound(actual, exact))
@@ -57,7 +57,7 @@ def test_every_kind_applies_somewhere_and_has_a_name_of_its_own() -> None:
     applying = {words for tensor in tensors for words in planted_in(Sound(tensor, tensor.double()))}
     kinds = [d.words for d in (*DEFECTS, *SIZED_DEFECTS)]
     assert applying == set(kinds) and len(set(kinds)) == len(kinds)
-    # Reports take a defect's words apart at these.
+    # Reports split a defect's words at these separators.
     assert not any(": " in words for words in kinds) and not any(", " in d.name for d in (*DEFECTS, *SIZED_DEFECTS))
 
 
@@ -94,7 +94,7 @@ def test_a_missing_term_is_as_large_everywhere_and_has_nothing_to_do_with_the_te
     error = planted - tensor
     assert torch.allclose(error.abs(), 0.25 * tensor.abs(), rtol=1e-12)
     for squares in (error * tensor, tensor.square() * defect.signs(0, tensor.numel(), tensor.device).view_as(tensor)):
-        # Signs at random: a sum over n elements is √n, over every row and column as well.
+        # If signs are random, a sum over n elements is of size √n, also within each row and each column.
         assert abs(float(squares.sum())) < 4 * float(tensor.square().square().sum().sqrt())
     by_row = defect.signs(0, tensor.numel(), tensor.device).view_as(tensor)
     assert float(by_row.mean(0).abs().amax()) < 4 / math.sqrt(300) and float(by_row.mean(1).abs().amax()) < 0.4
@@ -117,7 +117,7 @@ def test_one_element_is_the_middle_one_and_its_size_that_of_all() -> None:
 
 
 def test_one_element_and_one_row_are_of_middle_size() -> None:
-    """Of those that have a size: the smallest would hide any defect, the largest none."""
+    """Zero and NaN are left out. A defect would be invisible in the smallest element and obvious in the largest."""
     sizes = torch.tensor([0.0, 1e-9, 1.0, 2.0, 3.0, 1e9, math.nan], dtype=torch.float64)
     planted = elements.ELEMENT_SIGN.plant(Sound(sizes))
     assert planted is not None and planted.tolist()[:6] == [0.0, 1e-9, 1.0, -2.0, 3.0, 1e9]
@@ -155,13 +155,13 @@ def test_a_mask_is_off_by_the_row_beside_its_edge() -> None:
     assert torch.equal(short[1], tensor[0]) and torch.equal(short[[0, 2, 3, 4, 5]], tensor[[0, 2, 3, 4, 5]])
     assert not far[0].any() and torch.equal(far[1:], tensor[1:])
     before = tiles.MASK_TOO_SHORT.plant(Sound(tensor.flip(0)))
-    assert before is not None and torch.equal(before[0], tensor[4]), "the mask may lie before its edge"
+    assert before is not None and torch.equal(before[0], tensor[4]), "the masked row may come before the edge"
     assert tiles.MASK_TOO_SHORT.plant(Sound(normal(4, 3))) is None, "no row is masked"
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3])
 def test_a_truncating_store_is_that(dtype: torch.dtype) -> None:
-    """Of numbers of either sign, zeros and powers of two, against truncation of their significands."""
+    """Numbers of both signs, zero and powers of two, compared with numbers whose significands are truncated."""
     exact = torch.cat([normal(1000), torch.tensor([0.0, 1.0, -2.0, 2 - 1e-12], dtype=torch.float64)])
     planted = precision.TRUNCATED.plant(Sound(exact.to(dtype), exact))
     significand, exponent = torch.frexp(exact)
@@ -177,7 +177,7 @@ def test_where_the_wide_number_is_not_known_half_of_all_elements_are_one_unit_le
     below = torch.nextafter(tensor, torch.zeros_like(tensor))
     moved = planted != tensor
     assert torch.equal(planted, torch.where(moved, below, tensor)) and 0.45 < float(moved.double().mean()) < 0.55
-    assert precision.TRUNCATED.plant(Sound(tensor)) is None, "what it should be is not one tensor"
+    assert precision.TRUNCATED.plant(Sound(tensor)) is None, "there is no single expected tensor"
 
 
 def test_tf32_has_eleven_bits_and_rounds_to_nearest() -> None:
@@ -208,7 +208,7 @@ def test_terms_are_added_up_in_the_narrow_dtype(dtype: torch.dtype, narrow: torc
 
 
 def test_blocks_are_no_seams(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gradient that fills much of a GPU is planted in a block at a time."""
+    """Defects are planted one block at a time, because a gradient may fill much of a GPU."""
     exact = masked()
     actual = exact.float()
     whole_ones = planted_in(Sound(actual, exact))

@@ -1,4 +1,4 @@
-"""Power is what it says: a defect of that size is flagged, and one half as large is not."""
+"""The stated power is right: a defect of that size is flagged, and one of half the size is not."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def _flagged(probe: Probe, planted: Tensor, standard: str) -> bool:
 
 
 def _planted(probe: Probe, defect: str, size: float) -> Tensor:
-    """The defect that the power's words describe, planted by other means than `power_of`'s."""
+    """The defect that the power's words describe, planted by code that is independent of `power_of`."""
     double = probe.actual.double()
     if "scaling, by 1 + size" in defect:
         return double + size * double
     if "one row, scaled by 1 + size" in defect:
-        # Which row of middle size is the defect's own matter.
+        # The defect chooses which row of middle size it changes.
         row = Sound(probe.actual).row
         rows = torch.arange(double.shape[:-1].numel()).view(*double.shape[:-1], 1)
         return torch.where(rows == row, double + size * double, double)
@@ -61,12 +61,12 @@ def test_a_defect_of_the_stated_size_is_flagged_and_half_of_it_is_not(op: Op, dt
             for power in power_of(probe, standard):
                 if power.size is None or not PlantedDefect.read(power).unit:
                     continue
-                # Sizes below the float64 roundoff cannot be planted by adding.
+                # Smaller sizes than float64's roundoff cannot be planted by addition.
                 if power.size < 1e-15:
                     continue
                 stated += 1
                 where = (check.name, power)
-                # The search's own resolution: near the roundoff, what is planted is itself rounded.
+                # The search has this resolution. Near the roundoff, the planted values are rounded too.
                 assert _flagged(probe, _planted(probe, power.defect, 1.5 * power.size), standard), where
                 assert not _flagged(probe, _planted(probe, power.defect, power.size / 2), standard), where
     assert stated > 4
@@ -79,13 +79,13 @@ def _bounded(actual: Tensor, expected: Tensor, independent: float) -> Probe:
 
 
 def _sizes(probe: Probe) -> dict[str, float | None]:
-    """Of the kinds that have one."""
+    """The smallest flagged size of each kind that has a size."""
     found = {PlantedDefect.read(p): p.size for p in power_of(probe, "precise")}
     return {defect.kind: size for defect, size in found.items() if defect.unit}
 
 
 def _flags(probe: Probe) -> dict[str, bool]:
-    """Of the kinds that have no size."""
+    """Whether each kind without a size is flagged."""
     found = {PlantedDefect.read(p): p.size for p in power_of(probe, "precise")}
     return {defect.kind: size is not None for defect, size in found.items() if not defect.unit}
 
@@ -107,7 +107,7 @@ def test_a_defect_that_rounding_undoes_is_none(dtype: str) -> None:
     sizes = _sizes(probe)
     assert set(sizes) == {"scaling", "one element", "a term missing"}
     for kind, size in sizes.items():
-        # Half an ulp upwards, where a tie goes to the even neighbour below; downwards ulps are half as large.
+        # Above 1, a tie at half an ulp goes to 1. Below 1, ulps are half as large.
         least = eps / 4 if kind == "a term missing" else eps / 2
         assert size is not None and least <= size < 1.6 * eps
 
@@ -122,7 +122,7 @@ def test_zero_tensors_have_power_in_absolute_terms() -> None:
 def test_a_scalar_has_a_scale_alone() -> None:
     probe = _bounded(torch.tensor(1.0), torch.tensor(1.1, dtype=torch.float64), 0.1)
     assert set(_sizes(probe)) == {"scaling"}
-    assert set(_flags(probe)) == {"sign flipped", "halved"}, "1 in any precision is 1"
+    assert set(_flags(probe)) == {"sign flipped", "halved"}, "1 is the same in every precision"
 
 
 def test_a_tensor_with_a_hole_has_the_power_of_its_finite_part() -> None:
@@ -146,7 +146,7 @@ def _matrix(rows: int, seed: int = 0) -> Tensor:
 
 
 def _by_norm_alone(actual: Tensor, granted: float) -> Probe:
-    """What a relative norm sees, which is what most tests of kernels measure."""
+    """A probe that measures a relative norm, as most tests of kernels do."""
 
     def measure(tensor: Tensor, standard: str) -> tuple[Measurement, ...]:
         return (Measurement("t/norm", float((tensor - actual).norm() / actual.norm()), granted),)
@@ -173,13 +173,13 @@ def test_the_size_of_a_missing_term_is_what_a_norm_sees() -> None:
     sizes = _sizes(_by_norm_alone(_matrix(1000), 1e-3))
     for kind in ("scaling", "a term missing"):
         assert sizes[kind] == pytest.approx(1.2e-3, rel=0.25)
-    # One row of a thousand, and it is one of middle size.
+    # One of a thousand rows, and it is of middle size.
     assert sizes["one row"] == pytest.approx(1e-3 * math.sqrt(1000), rel=0.7)
 
 
 @pytest.mark.parametrize("exponent", [0, 5, 9])
 def test_errors_that_do_not_grow_in_proportion_are_searched_all_the_same(exponent: int) -> None:
-    """A square, and a measure that has two values."""
+    """One measure grows with the square of the size, the other has only two values."""
     tensor = torch.ones(8, dtype=torch.float64)
     size = 10.0**-exponent
 
