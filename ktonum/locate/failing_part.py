@@ -1,4 +1,4 @@
-"""The part of a tensor that is wrong, as the signatures see it."""
+"""The part of a tensor that is wrong, in the form in which the signatures get it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from ktonum.bounds.formats import spacing
 
 __all__ = ["EXPLAINED", "Part", "fits"]
 
-#: A pattern explains an error when it leaves no more than this share of its square.
+#: A pattern explains an error if it accounts for at least this share of the error's sum of squares.
 EXPLAINED = 0.99
 
 
 @dataclass(frozen=True)
 class Part:
-    """Where a tensor is wrong.
+    """The part of a tensor that is wrong; all its tensors have one shape.
 
     Attributes:
-        actual: What is there, float64.
-        expected: What should be there, float64.
-        tolerance: The largest error granted to each element, at least half a unit in the last place.
-        exceeding: Elements that exceed it; may be none, where all of them together are off.
+        actual: The values of the candidate, float64.
+        expected: The right values, float64.
+        tolerance: The largest error allowed for each element, at least half a unit in the last place; float64.
+        exceeding: True for elements whose error is larger. There may be none if only all elements together are off.
         dtype: The tensor's own dtype.
-        whole: The whole tensor, where the part is not all of it.
-        start: Where the part begins in the whole, one index for each dim; None where it is no block.
-        sizes: Numbers of the case by name, dims and parameters, in which a constant may be expressed.
-        others: Other tensors of the run, by name.
+        whole: The whole tensor if this is only a part of it, otherwise None.
+        start: The index at which the part begins in the whole, for each dim; None if it is not a contiguous block.
+        sizes: Numbers of the case by name (dims and parameters), which may explain a wrong constant.
+        others: The same part of other tensors of the run, by name.
     """
 
     actual: Tensor
@@ -44,31 +44,31 @@ class Part:
 
     @property
     def error(self) -> Tensor:
-        """What is there less what should be."""
+        """``actual`` minus ``expected``."""
         return self.actual - self.expected
 
     @property
     def stored(self) -> torch.dtype:
-        """The tensor's dtype, or one that holds integers of any size that matters."""
+        """The tensor's dtype if it is floating, otherwise float64."""
         return self.dtype if self.dtype.is_floating_point else torch.float64
 
     @property
     def count(self) -> int:
-        """How many elements there are."""
+        """The number of elements."""
         return self.actual.numel()
 
     def granted(self, pattern: Tensor) -> Tensor:
-        """The tolerance where ``pattern`` stands for the expected values: rounding scales with them."""
+        """The tolerance if ``pattern`` replaces the expected values, because rounding errors scale with the values."""
         size = torch.where(self.expected == 0, 1.0, (pattern / self.expected).abs()).clamp(min=1.0)
         own = spacing(pattern, self.stored).view(pattern.shape) / 2
         return torch.maximum(self.tolerance * size.nan_to_num(posinf=1.0), own)
 
 
 def fits(part: Part, pattern: Tensor) -> bool:
-    """Whether ``pattern`` is what is there.
+    """Whether ``pattern`` explains the error.
 
-    Every element of it is within its tolerance, where elements exceed theirs without it; or it explains the error but
-    for 1 % of its square.
+    It does if elements exceed their tolerance around the expected values, and none does around the pattern. It also
+    does if the pattern accounts for 99 % of the error's sum of squares (`EXPLAINED`).
     """
     if not bool(part.error.any()):
         return False

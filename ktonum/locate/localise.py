@@ -1,4 +1,4 @@
-"""From a failing probe to where its error is and what it looks like."""
+"""Where the error of a failing probe is and what it looks like."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ktonum.results import Localisation
 
 __all__ = ["Surroundings", "localise", "localise_tensor"]
 
-# Elements looked at: a dozen float64 temporaries of this many are alive at once.
+# The most elements that are examined, because a dozen float64 tensors of this size exist at the same time.
 _MOST = 2**24
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a case knows that an error may be made of.
+    """Sizes, constants and tensors of a case that may explain an error.
 
     Attributes:
-        dims: The case's sizes by name: dims of a tensor are called by them.
-        constants: Other numbers by name: parameters, upstream gradients. What is no number is left out.
+        dims: The case's sizes by name. A report calls the dims of a tensor by these names.
+        constants: Parameters and upstream gradients by name. Those that are not numbers are ignored.
         tensors: Inputs, outputs and gradients by name.
     """
 
@@ -36,38 +36,40 @@ class Surroundings:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def numbers(self) -> dict[str, float]:
-        """Sizes and constants that are numbers."""
+        """Sizes and those constants that are numbers, by name."""
         named = {**self.constants, **self.dims}
         return {k: float(v) for k, v in named.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
 
 
 def localise(probe: Probe, standard: str, surroundings: Callable[[], Surroundings]) -> Localisation:
-    """Where a failing probe's tensor is wrong, and what that looks like. Never raises: it says what went wrong.
+    """Where a failing probe's tensor is wrong, and what the error looks like.
+
+    It never raises an exception. If it cannot find the place, the result says why.
 
     Args:
-        probe: One that some measurement of fails.
-        standard: What it is held to.
-        surroundings: What the case knows; called here, where an exception does no harm.
+        probe: A probe with a failing measurement.
+        standard: The standard that the candidate is held to.
+        surroundings: Makes the `Surroundings`. It is called here so that an exception does no harm.
     """
     try:
         if probe.expectation is None:
-            return Localisation(probe.name, "not told: this check compares no single tensor", "")
+            return Localisation(probe.name, "not localised: this check does not compare single tensors", "")
         known = surroundings()
         others = {k: v for k, v in known.tensors.items() if k != probe.name.partition(" ")[0]}
         known = replace(known, tensors=others)
         return localise_tensor(probe.name, probe.actual, probe.expectation(standard), known)
-    except Exception as error:  # a verdict is worth more than words about it
+    except Exception as error:  # the verdict must not depend on its explanation
         return Localisation(probe.name, f"not found: localising raised {type(error).__name__}: {error}", "")
 
 
 def localise_tensor(name: str, actual: Tensor, expectation: Expectation, known: Surroundings) -> Localisation:
-    """Where ``actual`` exceeds what its expectation grants, and what the error looks like there.
+    """Where ``actual`` is further from its expectation than the tolerance, and what the error looks like there.
 
     Args:
         name: The tensor's name.
-        actual: What is there.
-        expectation: What should be.
-        known: What the error may be made of; tensors of any shape.
+        actual: The values of the candidate; any shape and dtype.
+        expectation: The right values in the same shape, and their tolerance.
+        known: Sizes, constants and tensors that may explain the error; tensors of another shape are ignored.
     """
     actual, note = actual.detach(), ""
     if actual.numel() > _MOST:
@@ -75,17 +77,17 @@ def localise_tensor(name: str, actual: Tensor, expectation: Expectation, known: 
     tolerance, agrees = expectation.tolerance(), expectation.agrees(actual)
     a, e = actual.double(), expectation.expected.detach().double()
     exceeding = ~((a - e).abs() <= tolerance) & ~agrees  # NaN compares false
-    # A zero that should be one shows no scaling, shift or sign.
+    # A zero that is expected to be zero shows neither a scaling nor a wrong sign.
     free = (a == 0) & (e == 0) if actual.is_floating_point() else None
     place = find_place(exceeding, dim_names(actual.shape, known.dims), free)
     if actual.dtype == torch.bool:
         too_many = int((exceeding & (a > e)).sum())
-        looks = ((too_many, "where none should be"), (int(exceeding.sum()) - too_many, "missing"))
+        looks = ((too_many, "too many"), (int(exceeding.sum()) - too_many, "missing"))
         return Localisation(name, place.words, ", ".join(f"{count} {words}" for count, words in looks if count))
-    # An equality grants nothing; a fitted pattern is rounded all the same.
+    # An equality has a tolerance of zero, but the values of a fitted pattern are rounded.
     stored = actual.dtype if actual.is_floating_point() else torch.float64
     tolerance = torch.maximum(tolerance, spacing(e.nan_to_num(0.0, 0.0, 0.0), stored).view(e.shape) / 2)
-    # Where both are the same and not finite there is nothing to explain.
+    # Elements that agree and are not finite need no explanation.
     strange = agrees & ~(a.isfinite() & e.isfinite())
     a, e = (torch.where(strange, 0.0, t) for t in (a, e))
     same_shape = {k: v.detach() for k, v in known.tensors.items() if v.shape == a.shape}
@@ -105,25 +107,25 @@ def localise_tensor(name: str, actual: Tensor, expectation: Expectation, known: 
 
 
 def _narrowed(actual: Tensor, expectation: Expectation) -> tuple[Tensor, Expectation, str]:
-    """Of a large tensor the stretch of the first dimension with the largest error in it."""
+    """The part of a large tensor that has the largest error: a range of indices along the first dim."""
     rows = max(1, _MOST // (actual.numel() // actual.shape[0]))
     worst, start = -1.0, 0
     for first in range(0, actual.shape[0], rows):
         length = min(rows, actual.shape[0] - first)
         part = expectation.narrowed(first, length)
         error = (actual.narrow(0, first, length).double() - part.expected.double()).abs()
-        # NaN is the worst error there is, 0/0 none.
+        # NaN is the largest error of all; 0/0 is not an error.
         use = torch.where(error == 0, 0.0, (error / part.tolerance()).nan_to_num(nan=torch.inf))
         use = torch.where(part.agrees(actual.narrow(0, first, length)), 0.0, use)
         if float(use.amax()) > worst:
             worst, start = float(use.amax()), first
     length = min(rows, actual.shape[0] - start)
-    note = f"within {start} to {start + length - 1} along dim 0, counted from there: "
+    note = f"in the part {start} to {start + length - 1} along dim 0, counted from {start}: "
     return actual.narrow(0, start, length), expectation.narrowed(start, length), note
 
 
 def _start(place: Place) -> tuple[int, ...] | None:
-    """Where a block begins; None for what is no block."""
+    """The index at which a block begins, for each dim; None if the place is not a contiguous block."""
     if any(kept[-1] - kept[0] + 1 != len(kept) for kept in place.indices):
         return None
     return tuple(kept[0] for kept in place.indices)

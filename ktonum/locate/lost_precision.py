@@ -1,4 +1,4 @@
-"""Signatures of precision: values rounded or truncated to fewer bits, or sums of too few."""
+"""Signatures of lost precision: values rounded or truncated to fewer bits, or sums accumulated in fewer bits."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from ktonum.locate.failing_part import Part
 
 __all__ = ["narrow", "rounding_sized", "significant_bits"]
 
-#: Significant bits, and what rounds to them; fewest first.
+#: Formats by their number of significant bits, fewest first.
 _FORMATS = {8: "bf16", 11: "fp16 or tf32", 24: "fp32"}
-# A rounding error is uniform; over fewer elements its mean says nothing.
+# Rounding errors are uniform. The mean of fewer than this many says nothing.
 _ENOUGH_TO_AVERAGE = 16
-# bf16 and fp16 are a factor 8 apart: an error this near to one of them is of its size.
+# The errors of bf16 and fp16 differ by a factor of 8. An error within this factor of one of them belongs to it.
 _NEAR = math.sqrt(8.0)
-# Sums of 16-bit tensors may be accumulated in 16 bits, too; those of others only in fewer than they have.
+# A 16-bit tensor may have been summed in 16 bits. A wider tensor has lost precision only with fewer bits than its own.
 _SIXTEEN_BIT = 11
 
 
 def significant_bits(dtype: torch.dtype) -> int:
-    """Bits of a dtype's significand, the leading one included."""
+    """The bits of a dtype's significand, including the leading bit."""
     return 1 - round(math.log2(torch.finfo(dtype).eps))
 
 
 def narrow(part: Part) -> str | None:
-    """Every element is a number of few bits next to what should be there: rounded, or truncated.
+    """Every element is the right value, rounded or truncated to few bits.
 
-    Truncation errs towards zero by half a spacing on average, rounding by none; the mean of n errors that are uniform
-    over a spacing strays by λ / √(12 n) of one.
+    On average, truncation makes values smaller in magnitude by half a spacing, and rounding to nearest does not change
+    them. The mean of n errors that are uniform over one spacing is within λ / √(12 n) spacings of this.
     """
     own = significant_bits(part.dtype)
     usable = (part.expected != 0) & (part.actual != 0)
@@ -43,20 +43,20 @@ def narrow(part: Part) -> str | None:
         if bits > own or not bool((_kept(actual, bits) == actual).all()):
             continue
         unit = _spacing(expected, bits)
-        if bits == own:  # the tolerance holds a rounding already, to just this many bits
+        if bits == own:  # the tolerance already includes one rounding to this many bits
             tolerance = (tolerance - unit / 2).clamp(min=0.0)
         short = expected.abs() - actual.abs()
         stray = confidence() / math.sqrt(12 * count)
         mean = float((short / unit).mean())
         if bool((short.abs() <= unit + tolerance).all() & (short >= -tolerance).all()) and abs(mean - 0.5) <= stray:
-            return f"truncated to {bits} significant bits ({name}) instead of rounded: {mean:.2f} of a unit too short"
+            return f"truncated to {bits} significant bits ({name}) instead of rounded: {mean:.2f} units too small"
         if bits < own and bool((short.abs() <= unit / 2 + tolerance).all()) and abs(mean) <= stray:
             return f"rounded to {bits} significant bits ({name})"
     return None
 
 
 def rounding_sized(part: Part) -> str | None:
-    """An error as large as roundings to few bits make it, and of no sign, beside the tensor's own last rounding."""
+    """An unbiased error of the size of roundings to few bits, after the tensor's own last rounding is subtracted."""
     norm = float(part.expected.norm())
     if part.count < _ENOUGH_TO_AVERAGE or norm == 0.0:
         return None
@@ -73,8 +73,8 @@ def rounding_sized(part: Part) -> str | None:
             and bias <= relative / 2
         ):
             return (
-                f"low precision: a relative error of {relative:.2g}, as roundings to {bits} bits ({name}) make it, in "
-                f"an intermediate or an accumulator"
+                f"low precision: a relative error of {relative:.2g}, typical of an intermediate or an accumulator with "
+                f"{bits} bits ({name})"
             )
     return None
 
@@ -86,6 +86,6 @@ def _spacing(tensor: Tensor, bits: int) -> Tensor:
 
 
 def _kept(tensor: Tensor, bits: int) -> Tensor:
-    """``tensor`` without what lies below so many significant bits."""
+    """``tensor`` truncated to ``bits`` significant bits."""
     unit = _spacing(tensor, bits)
     return torch.trunc(tensor / unit) * unit

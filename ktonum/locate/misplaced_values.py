@@ -1,4 +1,4 @@
-"""Signatures of right values in the wrong place: stale or repeated blocks, shifted, reversed and transposed ones."""
+"""Signatures of right values in the wrong place: stale or repeated blocks; shifted, reversed or transposed tensors."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from ktonum.locate.failing_part import Part, fits
 
 __all__ = ["misplaced", "repeated"]
 
-# Slices compared with each other: a distance for each pair of them.
+# The most slices that are compared with each other, because each pair needs a distance.
 _MOST_SLICES = 1024
-# Fewer numbers than this are in some order or other by chance.
+# Fewer numbers than this can be in a certain order by chance.
 _FEWEST = 3
-# Shifts tried of a whole tensor, either way.
+# The largest shift of a whole tensor that is tried, in both directions.
 _SHIFTS = 4
 
 
 def repeated(part: Part) -> str | None:
-    """A block that holds what belongs elsewhere along one dim: stale, or written twice."""
+    """A block with the values of another place along one dim: it is stale, or it was written twice."""
     if part.whole is None or part.start is None or part.count < 2:
         return None
     expected = part.whole.expected
@@ -30,18 +30,18 @@ def repeated(part: Part) -> str | None:
         for other, (start, extent) in enumerate(zip(part.start, part.actual.shape, strict=True)):
             if other != dim:
                 beside = beside.narrow(other, start, extent)
-        # The previous block first: that is what a buffer still holds.
+        # Try the previous block first: a buffer that was not filled again still has its values.
         places = sorted(range(size - length + 1), key=lambda s: abs(part.start[dim] - length - s))  # type: ignore[index]
         for start in places:
             if start != part.start[dim] and fits(part, beside.narrow(dim, start, length)):
                 last = f" to {start + length - 1}" if length > 1 else ""
-                return f"stale or repeated: what belongs at {start}{last} along dim {dim}"
+                return f"stale or repeated: the values of {start}{last} along dim {dim}"
     return None
 
 
 def misplaced(part: Part) -> str | None:
-    """The right slices in another order: shifted, reversed, permuted; or the matrix transposed."""
-    part = part.whole or part  # slices that stayed in their place belong to the order, too
+    """The right slices in another order (shifted, reversed or permuted), or the transposed matrix."""
+    part = part.whole or part  # the order includes slices that are in their right place
     actual, expected = part.actual, part.expected
     if part.count < _FEWEST:
         return None
@@ -64,7 +64,7 @@ def misplaced(part: Part) -> str | None:
 
 
 def _fits_inside(part: Part, dim: int, shift: int) -> bool:
-    """What was moved within the tensor fits; nothing is asked of what came in at the end."""
+    """Whether the slices that were moved within the tensor fit. The slices that came in at the end may be anything."""
     size = part.actual.shape[dim] - abs(shift)
     to, source = max(shift, 0), max(-shift, 0)
     if part.count // part.actual.shape[dim] * size < _FEWEST:
@@ -80,7 +80,10 @@ def _fits_inside(part: Part, dim: int, shift: int) -> bool:
 
 
 def _order(actual: Tensor, expected: Tensor, dim: int) -> Tensor | None:
-    """For each slice of ``actual`` the nearest of ``expected``; None for single numbers, or no permutation."""
+    """For each slice of ``actual`` the nearest one of ``expected``.
+
+    None if slices are single numbers, or too many, or if the result is not a permutation.
+    """
     size = actual.shape[dim]
     if size > _MOST_SLICES or actual.numel() < 2 * size:
         return None

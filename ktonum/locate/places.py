@@ -1,6 +1,6 @@
-"""Where an error is: the shape of the set of elements that exceed their bound.
+"""Where an error is: describes the set of elements that exceed their bound.
 
-Plain tensors in, words out: nothing here knows of ops, checks or bounds.
+It takes plain tensors and returns words. It does not know ops, checks or bounds.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from torch import Tensor
 
 __all__ = ["Place", "dim_names", "find_place"]
 
-# Fewer indices than this are no series: any two have a distance.
+# The fewest indices of a series, because any two indices have a constant distance.
 _FEWEST_OF_A_SERIES = 3
-# Indices that take up more than this share of a stretch are a stretch.
+# Indices are described as a range if they make up more than this share of it.
 _RUN = 0.75
-# Up to this many elements are listed.
+# The most elements or indices that are listed.
 _LISTED = 4
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where elements exceed their bounds.
+    """The place where elements exceed their bounds.
 
     Attributes:
-        words: For a reader, e.g. ``the last tile along dim 0, from 256 on``.
-        indices: For each dim the indices that the place takes up; their product holds every exceeding element.
-        everywhere: Whether that product is the whole tensor.
+        words: A description, e.g. ``the last tile along dim 0, from 256 on``.
+        indices: The indices of the place along each dim. Their product contains every exceeding element.
+        everywhere: Whether this product is the whole tensor.
     """
 
     words: str
@@ -37,7 +37,7 @@ class Place:
     everywhere: bool
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The part of a tensor of the same shape that the place takes up."""
+        """The part of a tensor of the same shape that is at this place."""
         for dim, kept in enumerate(self.indices):
             if len(kept) < tensor.shape[dim]:
                 tensor = tensor.index_select(dim, torch.tensor(list(kept), device=tensor.device))
@@ -46,7 +46,7 @@ class Place:
 
 @dataclass(frozen=True)
 class _Along:
-    """The indices of one dim among which elements exceed, and how to call them; no words: all of them."""
+    """The indices along one dim at which elements exceed their bounds, and words for them (empty for all indices)."""
 
     indices: Sequence[int]
     words: str = ""
@@ -58,21 +58,21 @@ def _any(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 def find_place(exceeding: Tensor, names: Sequence[str] = (), free: Tensor | None = None) -> Place:
-    """The shape of a set of elements.
+    """Describe a set of elements of a tensor.
 
-    A gap at an end of a dim that is no longer than the longest gap inside is taken for part of the set: some elements
-    of a wrong tile are right by luck.
+    Some elements of a wrong tile may be right by luck. So a gap at either end of a dim is treated as part of the set if
+    it is no longer than the longest gap inside the set.
 
     Args:
         exceeding: True for each element of the set; any shape.
-        names: How dims are called, one for each; ``dim 0`` and so on by default.
-        free: True for elements that no error could show in, such as zeros of masked tokens; a dim of which nothing else
-            is left counts as filled.
+        names: A name for each dim; by default ``dim 0``, ``dim 1``, ...
+        free: True for elements that cannot show an error, such as zeros of masked tokens; same shape. A dim counts as
+            filled if the set includes every index that has other elements.
     """
     shape, count = exceeding.shape, int(exceeding.sum())
     whole = tuple(range(size) for size in shape)
     if count == 0:
-        return Place("all of them together: no element exceeds its own bound", whole, True)
+        return Place("all elements together: no single element exceeds its bound", whole, True)
     if not shape:
         return Place("the only element", whole, True)
     called = [names[d] if d < len(names) and names[d] else f"dim {d}" for d in range(len(shape))]
@@ -107,7 +107,7 @@ def find_place(exceeding: Tensor, names: Sequence[str] = (), free: Tensor | None
 
 
 def dim_names(shape: Sequence[int], dims: Mapping[str, int]) -> tuple[str, ...]:
-    """``dim 0 (B)`` where one of the sizes in ``dims``, and only one, is that of the dim."""
+    """``dim 0 (B)`` if exactly one name in ``dims`` has the size of the dim and no other dim has it, else ``dim 0``."""
     names = []
     for d, size in enumerate(shape):
         fitting = [name for name, of in dims.items() if of == size]
@@ -117,7 +117,7 @@ def dim_names(shape: Sequence[int], dims: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def _joined(along: Sequence[_Along], shape: torch.Size) -> str:
-    """Words of the dims that the place does not fill; a row or a column has a name of its own."""
+    """Words for the dims that the place does not fill; ``row`` or ``column`` if it is one."""
     partial = [d for d, a in enumerate(along) if len(a.indices) < shape[d]]
     single = [d for d in partial if len(along[d].indices) == 1]
     if len(shape) > 1 and partial == single:
@@ -147,7 +147,7 @@ def _along(found: Tensor, size: int, name: str) -> _Along:
 
 
 def _run(start: int, stop: int, size: int, name: str) -> str:
-    """Indices in a row; tiles begin at a multiple of their size, or at the end of what whole ones cover."""
+    """Words for a range of indices; a tile's length is a power of two, and it begins at a multiple of its length."""
     if (start, stop) == (0, size):
         return ""
     if stop == size and 2 * start < size:
@@ -162,7 +162,7 @@ def _run(start: int, stop: int, size: int, name: str) -> str:
 
 
 def _series(found: Tensor, size: int) -> str | None:
-    """Every nth index from the beginning to the end, or None."""
+    """Words for every nth index from the beginning to the end; None if the indices are not such a series."""
     if found.numel() < _FEWEST_OF_A_SERIES:
         return None
     first, last, step = int(found[0]), int(found[-1]), int(found[1] - found[0])

@@ -1,4 +1,4 @@
-"""What an error looks like: the first known pattern that explains it."""
+"""Describes an error by the first known pattern that explains it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ktonum.locate.wrong_constants import (
 
 __all__ = ["look_of"]
 
-#: In this order: each explains what those before it leave, and the simplest comes first.
+#: The patterns in the order in which they are tried, simplest first.
 _SIGNATURES: tuple[Callable[[Part], str | None], ...] = (
     missing,
     superfluous,
@@ -42,7 +42,7 @@ _OF_INTEGERS = tuple(s for s in _SIGNATURES if s not in (narrow, biased, roundin
 
 
 def look_of(part: Part) -> str:
-    """In words what a part's error looks like; where no pattern explains it, its norm, its bias and its largest."""
+    """A description of a part's error. If no pattern explains it: its norm, its bias and the largest error."""
     finite = part.actual.isfinite() & part.expected.isfinite()
     if not bool(finite.all()):
         return _not_finite(part)
@@ -61,7 +61,7 @@ def _not_finite(part: Part) -> str:
             (part.actual.isnan(), "NaN"),
             (part.actual.isposinf(), "infinity"),
             (part.actual.isneginf(), "minus infinity"),
-            (part.actual.isfinite() & ~part.expected.isfinite(), "a number where none should be"),
+            (part.actual.isfinite() & ~part.expected.isfinite(), "a finite number instead of NaN or infinity"),
         )
     ]
     found = [f"{words} in {count} of {part.count} elements" for count, words in counts if count]

@@ -1,4 +1,4 @@
-"""Signatures of constants: scaled, shifted, clipped, without sign, or one known tensor too much."""
+"""Signatures of wrong constants and terms: scaled, shifted, clipped, without sign, or a known tensor added."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = [
     "without_sign",
 ]
 
-# A coefficient that was fitted to fewer elements than this explains them by chance.
+# The fewest elements for each fitted coefficient. Fewer can be explained by chance.
 _PER_COEFFICIENT = 4
-# A constant with more names than this has none.
+# If more names than this fit a constant, none is given.
 _MOST_NAMES = 3
 
 
 def named_constants(value: float, uncertainty: float, sizes: Mapping[str, float]) -> tuple[str, ...]:
-    """What a constant may be: a small fraction, or one made of a case's sizes and parameters."""
+    """Names that fit a constant: small fractions, powers of two, and fractions of a case's sizes and parameters."""
     found = [name for name, number in _constants(sizes) if abs(value - number) <= uncertainty]
     names = tuple(dict.fromkeys(found))
     return names if len(names) <= _MOST_NAMES else ()
@@ -54,22 +54,22 @@ def _constants(sizes: Mapping[str, float]) -> Iterator[tuple[str, float]]:
 
 
 def missing(part: Part) -> str | None:
-    """Zero where something else should be."""
+    """Every exceeding element is zero."""
     there = part.exceeding
     if bool(there.any()) and not bool(part.actual[there].any()):
-        return "missing: zero instead of what should be there"
+        return "missing: zero instead of the expected values"
     return None
 
 
 def superfluous(part: Part) -> str | None:
-    """Something where zero should be, everywhere."""
+    """All expected values are zero."""
     if bool(part.exceeding.any()) and not bool(part.expected.any()):
         return f"something where zero should be, up to {float(part.error.abs().amax()):.3g}"
     return None
 
 
 def scaled(part: Part) -> str | None:
-    """A constant times what should be there."""
+    """The expected values times a constant."""
     norm = float(part.expected.square().sum())
     if norm == 0.0:
         return None
@@ -80,13 +80,13 @@ def scaled(part: Part) -> str | None:
     by_element = roundings * part.expected.abs() / norm
     uncertainty = min(float(by_element.sum()), confidence() * float(by_element.norm()))
     if abs(factor) <= uncertainty:
-        return "missing: next to zero instead of what should be there"
+        return "missing: nearly zero instead of the expected values"
     if abs(factor + 1) <= uncertainty:
         return "sign flipped"
     if part.count == 1:
         found = f"{float(part.actual.sum()):.6g} instead of {float(part.expected.sum()):.6g}"
         found += f": off by {float(part.error.sum()):.3g}"
-        # A difference that six digits do not show is no factor worth a name.
+        # A factor that is 1 to six digits is not worth a name.
         return found if f"{factor:.6g}" == "1" else f"{found}, or {_times(factor, uncertainty, part.sizes)}"
     return _times(factor, uncertainty, part.sizes)
 
@@ -100,7 +100,7 @@ def _times(factor: float, uncertainty: float, sizes: Mapping[str, float]) -> str
 
 
 def scaled_by_slices(part: Part) -> str | None:
-    """Each slice along a dim times a constant of its own: a coefficient that is wrong for each sequence or column."""
+    """Each slice along a dim times its own constant, for example a coefficient that is wrong for each sequence."""
     for dim, size in enumerate(part.actual.shape):
         if size < 2 or part.count < _PER_COEFFICIENT * size:
             continue
@@ -114,7 +114,7 @@ def scaled_by_slices(part: Part) -> str | None:
 
 
 def shifted(part: Part) -> str | None:
-    """What should be there, plus a constant."""
+    """The expected values plus a constant."""
     if part.count < _PER_COEFFICIENT:
         return None
     shift = float(part.error.mean())
@@ -124,7 +124,7 @@ def shifted(part: Part) -> str | None:
 
 
 def clipped(part: Part) -> str | None:
-    """Elements that exceed are all of one magnitude, and should be larger."""
+    """All exceeding elements have the same magnitude, and the expected values are larger."""
     there = part.exceeding
     if int(there.sum()) < 2:
         return None
@@ -137,12 +137,12 @@ def clipped(part: Part) -> str | None:
 
 
 def without_sign(part: Part) -> str | None:
-    """The magnitude of what should be there."""
-    return "without its sign: the magnitude of what should be there" if fits(part, part.expected.abs()) else None
+    """The magnitudes of the expected values."""
+    return "without its sign: the magnitudes of the expected values" if fits(part, part.expected.abs()) else None
 
 
 def biased(part: Part) -> str | None:
-    """Errors of a rounding's size that do not average out: their mean is λ of its standard errors and more."""
+    """Errors of the size of rounding errors that do not average out: their mean exceeds λ of its standard errors."""
     norm = float(part.expected.square().sum())
     if part.count < 2 or norm == 0.0:
         return None
@@ -151,11 +151,11 @@ def biased(part: Part) -> str | None:
     known = abs(bias) > confidence() * float((left * part.expected).norm()) / norm
     if not known or float(left.norm()) > float(part.tolerance.norm()):
         return None
-    return f"too {'long' if bias > 0 else 'short'} by {abs(bias):.2g} of its size on average, beside roundings"
+    return f"too {'large' if bias > 0 else 'small'} by {abs(bias):.2g} of its size on average, besides rounding errors"
 
 
 def another_tensor(part: Part) -> str | None:
-    """The error is a multiple of another tensor of the run: a term that is missing or too much."""
+    """The error is a multiple of another tensor of the run: a term is missing, or there is one too many."""
     if part.count < 2 * _PER_COEFFICIENT:
         return None
     error = part.error
@@ -168,5 +168,5 @@ def another_tensor(part: Part) -> str | None:
             continue
         factor = float((error * other).sum()) / norm
         if factor != 0.0 and fits(part, part.expected + factor * other):
-            return f"one term {'missing' if factor < 0 else 'too much'}: the error is {factor:.6g} times {name}"
+            return f"one term {'missing' if factor < 0 else 'too many'}: the error is {factor:.6g} times {name}"
     return None

@@ -1,4 +1,4 @@
-"""`ktonum.assert_within`, for tests: a result is held to a tolerance from a measured table or from a derivation.
+"""`ktonum.assert_within`, for tests: compares a result with a tolerance from a measured table or from a derivation.
 
-`tables` has the rows and their look-up, `table_files` reads and writes them, `failure_message` says what is wrong.
+`tables` has the rows and their look-up. `table_files` reads and writes them. `failure_message` says what is wrong.
 """

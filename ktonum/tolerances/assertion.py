@@ -1,6 +1,6 @@
-"""`assert_within`: a result against its float64 oracle, with a tolerance from a measured row or from a derivation.
+"""`assert_within`: compares a result with its float64 oracle; the tolerance comes from a measured row or a derivation.
 
-The measures are those of `ktonum.measure.in_roundings`, which no absolute size enters.
+The measures are those of `ktonum.measure.in_roundings`. None of them depends on an absolute size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["assert_within", "device_class"]
 
 
 def _of_sums(terms: float, operand_roundings: int, dtype: torch.dtype, device: str) -> Model:
-    """Sums of ``terms`` terms of mean zero, for which a typical element's square is its terms' sum of squares."""
+    """Errors of sums of ``terms`` terms of mean zero. For them, a typical element's square is the sum of squares."""
     arithmetic = Arithmetic.of("precise", dtype, device)
 
     def model(s: Stretch) -> tuple[Tensor, Tensor]:
@@ -39,9 +39,9 @@ def _of_sums(terms: float, operand_roundings: int, dtype: torch.dtype, device: s
 
 
 def device_class(device: str | torch.device) -> str:
-    """``sm_90`` and the like for a GPU; for a CPU ``interpreter`` if Triton interprets in this process, else ``cpu``.
+    """The device class: ``sm_90`` and the like for a GPU, ``cpu`` or ``interpreter`` for a CPU.
 
-    Device classes themselves are accepted as well.
+    It is ``interpreter`` if the environment has ``TRITON_INTERPRET=1``. A device class is returned as it is.
     """
     name = str(device)
     if name.startswith("cuda"):
@@ -63,41 +63,46 @@ def assert_within(
     operand_roundings: int = 0,
     tables: str | Path | None = None,
 ) -> tuple[Measurement, ...]:
-    """Raise unless ``actual`` is as near to ``expected`` as a correct implementation of ``op`` comes.
+    """Raise unless ``actual`` is as close to ``expected`` as the result of a correct implementation of ``op``.
 
-    The tolerance of each measure (see this module) is the table row's for exactly this op, output, dtype and device;
-    where there is none, it is derived: a sum of ``terms`` products in random order, each of whose operands is rounded
-    ``operand_roundings`` times in all, accumulated in float32 (float64 for float64 tensors) and rounded once. Errors of
-    a sum are bounded in probability by √terms rather than terms: Hoeffding's inequality under Higham and Mary's model
-    (2019, SIAM J. Sci. Comput. 41(5), A2815), one false alarm in 10⁶. The derivation takes the terms to have mean zero,
-    so that elements are as large as their terms' root sum of squares; sums that cancel further need a row, or an audit.
+    There are three measures, see `ktonum.measure.in_roundings`. The tolerance of each comes from the table row for
+    exactly this op, output, dtype and device class. If there is no such row, it is derived for this computation: a sum
+    of ``terms`` products in random order; the operands of a product are rounded ``operand_roundings`` times in total;
+    the sum is accumulated in float32 (float64 for float64 tensors) and rounded once.
+
+    The derivation uses Hoeffding's inequality under the model of Higham and Mary (2019, SIAM J. Sci. Comput. 41(5),
+    A2815), with one false alarm in 10⁶. So the error of a sum grows with √terms instead of terms. The terms are assumed
+    to have mean zero, so that elements are about as large as the root sum of squares of their terms. Sums that cancel
+    more than that need a row or an audit.
 
     Args:
-        actual: The result, any floating dtype and shape.
-        expected: The oracle, float64, same shape: computed in float64 from the very inputs that ``actual`` saw.
-        op: The op's name, that of its table.
+        actual: The result, bfloat16, float16, float32 or float64, any shape.
+        expected: The oracle, float64, same shape, computed in float64 from the same input values as ``actual``.
+        op: The op's name, which is also the name of its table.
         output: An output's name, or ``grad_INPUT``.
-        dtype: The dtype the op ran in, where it is not the result's: a bf16 loss is float32. A torch dtype or a name.
-        device: Default the result's; a device, ``cuda``, ``cpu``, or a device class, see `device_class`.
-        dims: The case's sizes by name: a row is then used only if it was measured at sizes as large.
-        terms: The length of the reduction that makes an element, for what has no row.
-        operand_roundings: How often a product's operands are rounded to ``dtype`` on the way; 0 where the products take
-            the inputs as they are, 1 for P V in attention.
-        tables: A directory with tables of your own, looked into before the shipped ones.
+        dtype: The dtype that the op ran in, as a torch dtype or a name (``bf16``). It is needed if the result has
+            another dtype; for example, the loss of a bf16 op is float32.
+        device: A device, or a device class (see `device_class`); by default the result's device.
+        dims: The case's sizes by name. If they are given, a row is used only if sizes as large were measured.
+        terms: The length of the reduction that makes an element. It is used for measures without a row.
+        operand_roundings: How often the operands of a product are rounded to ``dtype`` in between: 0 if products read
+            the inputs unchanged, 1 for P V in attention.
+        tables: A directory with your own tables. They take precedence over those of ktonum.
 
     Returns:
-        What was measured, each with its tolerance and where that comes from. Measures without a row are left out if
-        there is no ``terms`` either; ``element`` always needs one of the two.
+        The measurements, each with its tolerance and the source of the tolerance. Measures without a row are left out
+        if ``terms`` is not given. ``element`` always needs a row or ``terms``.
 
     Raises:
-        ToleranceError: A measure is beyond its tolerance; an `AssertionError`.
-        InputError: Tensors that cannot be compared, a dtype or sizes that are none, or neither row nor ``terms``.
+        ToleranceError: An error is beyond its tolerance. It is an `AssertionError`.
+        InputError: The tensors cannot be compared, a name or number does not fit, or there is neither a row nor
+            ``terms``.
         TableError: The op's table is not valid.
     """
     _check(actual, expected, terms, operand_roundings)
     name = dtype if isinstance(dtype, str) else dtype_name(dtype or actual.dtype)
     if name not in DTYPES:
-        raise InputError(f"unknown dtype {name!r}: use {', '.join(DTYPES)}, or a torch dtype")
+        raise InputError(f"unknown dtype {name!r}: use {', '.join(DTYPES)}, or the torch dtype")
     kind = device_class(actual.device if device is None else device)
     table = find_table(op, tables)
     key = {"output": output, "dtype": name, "device_class": kind}
@@ -108,7 +113,7 @@ def assert_within(
     if "element" not in rows and terms is None:
         raise InputError(
             f"no tolerance for {op}/{output} in {name} on {kind}: {reasons['element']}. Pass terms=, the length of the "
-            f"reduction behind an element (and operand_roundings=, if 16-bit operands are rounded on the way), or "
+            f"reduction that makes an element (and operand_roundings=, if operands are rounded in between), or "
             f"tables=, a directory with a measured {op}.toml"
         )
     stored = torch_dtype(rows["element"].stored) if "element" in rows else actual.dtype
@@ -124,8 +129,8 @@ def assert_within(
         elif measure in derived:
             tolerance = derived[measure]
             source = (
-                f"derived for {terms} terms, {operand_roundings} operand roundings and one of {dtype_name(stored)}, "
-                f"Hoeffding's inequality (Higham and Mary 2019); {reasons[measure]}"
+                f"derived for {terms} terms, {operand_roundings} operand roundings and one of {dtype_name(stored)}, by "
+                f"Hoeffding's inequality (Higham and Mary 2019), because {reasons[measure]}"
             )
         else:
             continue
@@ -133,7 +138,7 @@ def assert_within(
         measurements.append(Measurement(f"{output}/{measure}", value, tolerance, MEASURES[measure], source, where))
     if not all(m.within for m in measurements):
         heading = f"{op}/{output} in {name} on {kind}"
-        audited = op if table is not None and tables is None else "your.module:OP (a ktonum.Op of it)"
+        audited = op if table is not None and tables is None else "your.module:OP (a ktonum.Op for this function)"
         command = f"ktonum audit {audited} --dtype {name} --device {'cuda' if kind.startswith('sm_') else 'cpu'}"
         exceeding = exceeding_elements(actual=actual, expected=expected, stored=stored, tolerance=measurements[0].bound)
         failure = Failure(heading, actual, expected, errors, measurements, exceeding, dims or {}, command)
@@ -142,7 +147,7 @@ def assert_within(
 
 
 def _device_name(device: str | torch.device) -> str:
-    """What a table's provenance calls a GPU; empty for a CPU, whose class tells enough, and for a device class."""
+    """The GPU's name as in a table's provenance; empty for a CPU, whose class is enough, and for a device class."""
     name = str(device)
     return torch.cuda.get_device_name(torch.device(name)) if name.startswith("cuda") else ""
 
@@ -150,23 +155,23 @@ def _device_name(device: str | torch.device) -> str:
 def _check(actual: Tensor, expected: Tensor, terms: int | None, operand_roundings: int) -> None:
     found = f"actual is {actual.dtype} {tuple(actual.shape)}, expected {expected.dtype} {tuple(expected.shape)}"
     if actual.shape != expected.shape:
-        raise InputError(f"{found}: compare tensors of one shape")
+        raise InputError(f"{found}: pass tensors of one shape")
     if dtype_name(actual.dtype) not in DTYPES:
         raise InputError(f"{found}: actual may be {', '.join(DTYPES.values())}")
     if expected.dtype != torch.float64:
         raise InputError(f"{found}: compute expected in float64, from inputs upcast to float64")
     if not bool(expected.isfinite().any()):
-        raise InputError(f"{found}: expected holds no finite element, there is nothing to compare")
+        raise InputError(f"{found}: expected has no finite element to compare with; pass one that has")
     for name, value, least in (("terms", terms, 1), ("operand_roundings", operand_roundings, 0)):
         if value is not None and (not isinstance(value, int) or value < least):
             raise InputError(f"{name} is {value!r}: pass an integer, {least} or more")
 
 
 def _resized(row: Row, count: int, why: str) -> tuple[float, str]:
-    """A row's tolerance for a tensor of ``count`` elements, outside the sizes that it was measured at.
+    """A row's tolerance for a tensor of ``count`` elements, and where it comes from.
 
-    The largest of more errors is larger, and the fewer there are the less their sums average out: as in Hoeffding's
-    inequality, which the row's own bound is made with.
+    It is adapted if the row was measured on tensors of other sizes. The largest of more errors is larger. Sums of fewer
+    errors average out less. Both follow Hoeffding's inequality, from which the row's bound is derived.
     """
     least, most, single = row.elements_min, row.elements_max, confidence()
     factor = 1.0
@@ -177,5 +182,5 @@ def _resized(row: Row, count: int, why: str) -> tuple[float, str]:
     elif row.measure == "signed_bias" and count < least:
         factor = math.sqrt(least / count)
     if count > most:
-        why += f"; measured on {most} elements at most, and here are {count}: pass dims= if reductions are longer, too"
+        why += f"; measured on up to {most} elements, here are {count}: pass dims= if reductions are longer too"
     return factor * row.tolerance, why if factor == 1.0 else f"{why}; × {factor:.3g} for {count} elements"

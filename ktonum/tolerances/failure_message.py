@@ -1,4 +1,4 @@
-"""What `ktonum.assert_within` says when it fails: measured, tolerance and its source, the place, and what to run."""
+"""The message of a failing `ktonum.assert_within`: what is wrong, where, what to run, then errors and tolerances."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Failure:
     """A result that is beyond a tolerance.
 
     Attributes:
-        heading: Of what: op, output, dtype, device class.
+        heading: Op, output, dtype and device class in words.
         actual: The result.
         expected: The oracle, same shape.
-        errors: What was measured.
-        measurements: The same with tolerances.
-        exceeding: Elements beyond the tolerance of ``element``, same shape.
-        dims: The case's sizes by name; dims of the tensor are called by them.
+        errors: The measured errors.
+        measurements: The same errors with their tolerances.
+        exceeding: True for elements beyond the tolerance of ``element``, same shape.
+        dims: The case's sizes by name. The message calls the dims of the tensor by these names.
         examine: A command that audits the op.
     """
 
@@ -45,38 +45,39 @@ class Failure:
     examine: str
 
     def message(self) -> str:
-        """For a reader, over several lines."""
+        """The message, in several lines."""
         beyond = sum(not m.within for m in self.measurements)
-        lines = [f"{self.heading}: {beyond} of {len(self.measurements)} measures beyond tolerance"]
+        lines = [f"{self.heading}: {beyond} of {len(self.measurements)} measures beyond tolerance", *self._places()]
+        lines += [f"  reproduce: {reproduction()}", f"  examine: {self.examine}"]
         for m in self.measurements:
             verdict = "ok    " if m.within else "BEYOND"
             lines.append(f"  {verdict} {m.name}: measured {m.value:.4g}, tolerance {m.bound:.4g} {m.unit}")
             lines.append(f"         tolerance from {m.bound_source}")
-        return "\n".join([*lines, *self._places(), f"  reproduce: {reproduction()}", f"  examine: {self.examine}"])
+        return "\n".join(lines)
 
     def _places(self) -> Iterator[str]:
+        free = (self.actual == 0).cpu() & (self.expected == 0).cpu()
+        yield f"  where: {find_place(self.exceeding, dim_names(self.actual.shape, self.dims), free).words}"
         errors, index = self.errors, self.errors.worst
         a, e = float(self.actual[index]), float(self.expected[index])
         place = f"{list(index)} of {list(self.actual.shape)}: actual {a:.9g}, expected {e:.9g}"
         if errors.nonfinite:
             count = self.actual.numel()
-            yield f"  {errors.nonfinite} of {count} elements wrongly NaN or infinite, the first at {place}"
+            yield f"  {errors.nonfinite} of {count} elements are wrongly NaN or infinite, the first at {place}"
         else:
             yield f"  worst element at {place}, off by {a - e:.3g}"
             yield f"  signed bias {100 * errors.signed:+.3g} % of expected, error norm {100 * errors.norm:.3g} %"
-        free = (self.actual == 0).cpu() & (self.expected == 0).cpu()
-        yield f"  where: {find_place(self.exceeding, dim_names(self.actual.shape, self.dims), free).words}"
 
 
 def reproduction() -> str:
-    """A command that runs the caller's test again, from any directory; outside pytest where the call is."""
+    """A command that runs the caller's test again from any directory. Outside pytest: the place of the call."""
     running, _, _ = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")
     if running:
         file = running.partition("::")[0]
         root = _root_of(file)
         if root is None:
             return f"pytest {shlex.quote(running)} (from pytest's rootdir)"
-        # The id is relative to pytest's rootdir, which need not be where it was started; and tests change directory.
+        # The id is relative to pytest's rootdir. pytest may have been started elsewhere, and tests change directory.
         go = "" if root == Path.cwd() else f"cd {shlex.quote(str(root))} && "
         return f"{go}pytest {shlex.quote(running)}"
     filename, line = next(((f, n) for f, n in _stack() if _PACKAGE not in Path(f).resolve().parents), (sys.argv[0], 0))
@@ -85,7 +86,10 @@ def reproduction() -> str:
 
 
 def _root_of(file: str) -> Path | None:
-    """The folder that a test file's name is relative to, by the file of that name whose code is running."""
+    """The folder that a test file's name is relative to.
+
+    It is found from the running code of a file with this name, or else from the current folder and those above it.
+    """
     running = (Path(filename) for filename, _ in _stack())
     folders = [
         p.parents[len(Path(file).parts) - 1] for p in running if p.is_absolute() and p.as_posix().endswith(f"/{file}")
@@ -95,7 +99,7 @@ def _root_of(file: str) -> Path | None:
 
 
 def _stack() -> Iterator[tuple[str, int]]:
-    """File and line of each running function, the innermost first."""
+    """File and line of each running function, innermost first."""
     frame = sys._getframe(1)
     while frame is not None:
         yield frame.f_code.co_filename, frame.f_lineno

@@ -1,10 +1,10 @@
 """The files of tolerance tables: TOML, validated against a schema. Reading one runs no code.
 
-A table is ``OP.toml``, shipped in `ktonum.tolerance_tables` or kept in a directory of your own::
+A table is ``OP.toml``, in `ktonum.tolerance_tables` or in your own directory::
 
     schema = "ktonum-tolerances/2"
     op = "kto"
-    rule = "..."                 # in words: how tolerances follow from what was measured
+    rule = "..."                 # how tolerances follow from measured errors, in words
 
     [provenance.sm_90]           # one for each device class that has rows; the fields of `tables.Provenance`
     ...
@@ -12,9 +12,8 @@ A table is ``OP.toml``, shipped in `ktonum.tolerance_tables` or kept in a direct
     [[row]]                      # the fields of `tables.Row`; output, measure, dtype, device_class identify it
     ...
 
-Every key without a default is required, and no other key is accepted. A later field with a default is all it takes to
-extend the schema: the tables written before stay valid, and an older ktonum refuses a newer table by name of the key it
-does not know.
+Every key without a default is required, and other keys are not accepted. To extend the schema, add a field with a
+default. Older tables then stay valid. An older ktonum refuses a newer table and names the key that it does not know.
 """
 
 from __future__ import annotations
@@ -52,18 +51,18 @@ _WORDS = {str: "text", int: "an integer", float: "a number", bool: "a boolean", 
 
 
 def find_table(op: str, directory: str | Path | None = None) -> Table | None:
-    """The op's table: ``directory/OP.toml`` if a directory is given and has one, else the shipped one, else None.
+    """The op's table: ``directory/OP.toml`` if there is one, otherwise the one of ktonum, otherwise None.
 
     Raises:
-        InputError: ``op`` is not a word, or there is no such directory.
+        InputError: ``op`` is not a word, or ``directory`` does not exist.
         TableError: The table is not valid.
     """
     if not _OP.fullmatch(op):
-        raise InputError(f"an op's name is a word of letters, digits, '-' and '_': {op!r} is not")
+        raise InputError(f"op = {op!r}: an op's name is a word of letters, digits, '-' and '_'")
     places: list[Traversable] = [resources.files("ktonum.tolerance_tables")]
     if directory is not None:
         if not Path(directory).is_dir():
-            raise InputError(f"no directory {str(directory)!r} to look for tolerance tables in")
+            raise InputError(f"no directory {str(directory)!r}: pass an existing directory with tolerance tables")
         places.insert(0, Path(directory))
     for place in places:
         file = place / f"{op}.toml"
@@ -76,7 +75,8 @@ def load_table(file: str | Path | Traversable) -> Table:
     """Read and validate one table.
 
     Raises:
-        TableError: The file cannot be read, is no TOML, or breaks the schema; with file, key, and what is accepted.
+        TableError: The file cannot be read, is not TOML, or does not fit the schema. The message names the file, the
+            key and what is accepted.
     """
     place = Path(file) if isinstance(file, str) else file
     try:
@@ -84,12 +84,12 @@ def load_table(file: str | Path | Traversable) -> Table:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TableError(f"{place}: not valid TOML: {error}; restore it from version control") from error
     except OSError as error:
-        raise TableError(f"{place}: cannot be read: {error.strerror}") from error
+        raise TableError(f"{place}: cannot be read: {error.strerror}; pass a readable file") from error
     return _Reader(str(place)).table(document, place.name)
 
 
 class _Reader:
-    """Turns parsed TOML into a `Table`, naming file and key of whatever does not fit."""
+    """Turns parsed TOML into a `Table`. Its errors name the file and the key that does not fit."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -98,7 +98,7 @@ class _Reader:
         return TableError(f"{self.file}: {key}: {found}; accepted: {accepted}")
 
     def table(self, document: dict[str, Any], name: str) -> Table:
-        # The schema first: a file of another version is not faulted for each key it has or lacks.
+        # Check the schema first, so that the message for a file of another version is not about one of its keys.
         if document.get("schema") != SCHEMA:
             found = repr(document["schema"]) if "schema" in document else "missing"
             raise self.reject("schema", found, f"{SCHEMA!r}, the version that this ktonum reads")
@@ -133,14 +133,14 @@ class _Reader:
         required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
         hints = get_type_hints(kind)
         self.check(f"{key}.", section, hints, required)
-        # TOML tells 2 from 2.0, people who edit tables do not.
+        # TOML distinguishes 2 from 2.0, but people who edit tables do not.
         values: dict[str, Any] = {k: float(v) if hints[k] is float else v for k, v in section.items()}
         for name in [n for n, inner in hints.items() if is_dataclass(inner)]:
             values[name] = self.build(hints[name], f"{key}.{name}", values[name])
         return kind(**values)
 
     def check(self, prefix: str, section: dict[str, Any], hints: Mapping[str, Any], required: set[str]) -> None:
-        """Names and types of a section's keys; numbers must be finite and not negative."""
+        """Check the names and types of a section's keys. Numbers must be finite and not negative."""
         for name in sorted(required - set(section)):
             raise self.reject(f"{prefix}{name}", "missing", f"the keys {', '.join(hints)}")
         for name, value in section.items():
@@ -168,7 +168,7 @@ class _Reader:
             if getattr(row, name) not in accepted:
                 raise self.reject(f"{key}.{name}", repr(getattr(row, name)), ", ".join(accepted))
         self.device_class(f"{key}.device_class", row.device_class)
-        # Each at least the one before it; in particular no tolerance is looser than what can be derived.
+        # Each number is at least the one before it. So a tolerance is never larger than the derived bound.
         chain, sizes = (
             ("median", "quantile_90", "quantile_99", "maximum", "tolerance"),
             ("elements_min", "elements_max"),
@@ -181,15 +181,17 @@ class _Reader:
                 )
             if errors.decided_by.startswith("bound") and errors.tolerance != bound:
                 found = f"{errors.tolerance:g}, decided by the bound {bound:g}"
-                raise self.reject(f"{key}.{part}.tolerance", found, "the bound, where that decides")
+                raise self.reject(f"{key}.{part}.tolerance", found, "the bound, if it decides")
             if errors.decided_by == "tail" and not errors.tail.exceeding:
-                raise self.reject(f"{key}.{part}.tail.exceeding", "0", "1 or more, where the tail decides")
+                raise self.reject(f"{key}.{part}.tail.exceeding", "0", "1 or more, if the tail decides")
         self.ascending(key, {name: getattr(row, name) for name in sizes})
         for name in ("samples", "strata", "elements_min"):
             if getattr(row, name) < 1:
                 raise self.reject(f"{key}.{name}", "0", "1 or more")
         if row.reason and not _DATE.fullmatch(row.reason_date):
-            raise self.reject(f"{key}.reason_date", repr(row.reason_date), "a date as in 2026-01-31, beside a reason")
+            raise self.reject(
+                f"{key}.reason_date", repr(row.reason_date), "a date as in 2026-01-31, if there is a reason"
+            )
 
     def ascending(self, key: str, values: Mapping[str, float]) -> None:
         for (low, least), (high, value) in pairwise(values.items()):
@@ -198,12 +200,12 @@ class _Reader:
 
 
 def write_table(table: Table, file: str | Path) -> None:
-    """Write ``table`` so that the same content gives the same bytes, and a changed row a diff of its own.
+    """Write ``table``. The same content gives the same bytes, and a changed row changes only its own lines.
 
-    Rows are sorted by key, provenance by device class, and the result is read back before the file is replaced.
+    Rows are sorted by key, and provenance by device class. The text is validated before the file is replaced.
 
     Raises:
-        TableError: The table breaks the schema; the file is left as it was.
+        TableError: The table does not fit the schema. The file is not changed.
     """
     place = Path(file)
     text = _format(table)
@@ -211,8 +213,8 @@ def write_table(table: Table, file: str | Path) -> None:
     place.write_text(text, encoding="utf-8")
 
 
-# An emitter of our own rather than a library's: the tables are flat, it takes these lines, and a dependency of every
-# user's test session would have to earn more than that.
+# The tables are flat, so these few lines write them. They do not justify a library that every user would have to
+# install.
 def _format(table: Table) -> str:
     parts = [f"schema = {_value(SCHEMA)}\nop = {_value(table.op)}\nrule = {_value(table.rule)}\n"]
     for device_class, provenance in sorted(table.provenance.items()):
@@ -230,5 +232,5 @@ def _lines(section: Mapping[str, Any]) -> str:
 def _value(value: object) -> str:
     if isinstance(value, Mapping):
         return f"{{ {', '.join(f'{k} = {_value(v)}' for k, v in value.items())} }}"
-    # JSON's strings are TOML's, but for the one control character that JSON lets through.
+    # JSON's strings are TOML's, except for one control character that JSON does not escape.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else repr(value)

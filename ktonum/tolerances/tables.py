@@ -1,4 +1,4 @@
-"""Tolerance tables: rows of measured tolerances, their provenance, and how one is looked up."""
+"""Tolerance tables: rows of measured tolerances, their provenance, and their look-up."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from dataclasses import dataclass, field
 
 __all__ = ["MEASURES", "ErrorSample", "LookUp", "Provenance", "Row", "Table", "Tail"]
 
-#: Measures and the unit that each is in; `ktonum.measure.in_roundings` defines them.
+#: The unit of each measure; `ktonum.measure.in_roundings` defines both.
 MEASURES = {"element": "half_ulp", "relative_norm": "rounding_norm", "signed_bias": "rounding_norm"}
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What all rows of one device class were measured with.
+    """How all rows of one device class were measured.
 
     Attributes:
         device: The device's name.
-        multiprocessors: Of a GPU; 0 for a CPU.
-        ktonum, python, torch, triton: Versions.
-        cuda, driver: Versions, empty without a GPU or where they cannot be told.
-        commit: Of the checkout, with ``+`` for uncommitted changes.
+        multiprocessors: The number of a GPU's multiprocessors; 0 for a CPU.
+        ktonum, python, torch, triton: Versions; empty if unknown.
+        cuda, driver: Versions; empty without a GPU, or if unknown.
+        commit: The commit of the checkout, with ``+`` for uncommitted changes.
         date: Year-month-day.
-        command: What was run.
-        profile: Whose points were measured, ``quick`` or ``full``.
-        candidates: What was measured, in words: the implementations held to be right, by dtype.
-        seeds: How many inputs were drawn at each point, dtype and candidate.
-        false_alarm: The budget: the probability, by the fitted tails, that a tolerance flags a right result.
-        dims: The largest size measured, by name.
+        command: The command that measured the rows.
+        profile: The profile whose points were measured, ``quick`` or ``full``.
+        candidates: The implementations that were measured and are assumed to be right, by dtype, in words.
+        seeds: The number of inputs that were drawn for each point, dtype and candidate.
+        false_alarm: The probability, according to the fitted tails, that a tolerance flags a right result.
+        dims: The largest size that was measured, by name.
     """
 
     device: str
@@ -53,11 +53,11 @@ class Tail:
     """A generalized Pareto distribution fitted to the errors above a threshold, see `ktonum.calibrate.tails`.
 
     Attributes:
-        exceeding: How many errors are above the threshold; 0: none was fitted, and the other numbers are 0.
-        threshold: In the errors' unit.
-        shape: ξ; below zero where the errors have an end.
-        scale: σ, in the errors' unit.
-        fit: The p-value of the Anderson–Darling test: small where the errors do not follow the distribution.
+        exceeding: The number of errors above the threshold. If 0, no tail was fitted, and the other numbers are 0.
+        threshold: u, in the unit of the errors.
+        shape: ξ. It is below zero if the errors have an upper limit.
+        scale: σ, in the unit of the errors.
+        fit: The p-value of the Anderson–Darling test. It is small if the errors do not follow the distribution.
     """
 
     exceeding: int
@@ -72,11 +72,12 @@ class ErrorSample:
     """Errors of one output in one measure, their tail, and the tolerance that follows.
 
     Attributes:
-        median, quantile_90, quantile_99, maximum: Order statistics of what was measured.
+        median, quantile_90, quantile_99, maximum: Order statistics of the measured errors.
         tolerance: The largest error that passes; ``maximum`` ≤ ``tolerance`` ≤ the bound.
-        decided_by: ``tail``; ``strata`` for that of errors as multiples of their stratum's mean; ``rounding`` where
-            either gives less than rounding the exact result once may come to; or ``bound`` and why.
-        typical: What the tail's tolerance is multiplied by: 1, or the largest mean of a stratum.
+        decided_by: What determines the tolerance: ``tail``, the tail of the errors; ``strata``, the tail of errors as
+            multiples of their stratum's mean; ``rounding``, the largest error of rounding the exact result once, if
+            the tail gives less; or ``bound: REASON``.
+        typical: The factor of the tail's tolerance: 1, or for ``strata`` the upper limit of the largest stratum's mean.
         tail: The fitted tail.
     """
 
@@ -92,25 +93,26 @@ class ErrorSample:
 
 @dataclass(frozen=True)
 class Row:
-    """One tolerance and the sample it rests on.
+    """One tolerance and the sample that it is based on.
 
     Attributes:
         output: An output's name, or ``grad_INPUT``.
         measure: One of `MEASURES`.
         dtype: The dtype under audit, one of `ktonum.declare.cases.DTYPES`.
-        device_class: ``sm_90`` and the like, ``cpu``, or ``interpreter`` for Triton's on a CPU.
-        stored: The dtype of this output, in whose roundings errors are counted: a bf16 loss is float32.
+        device_class: ``sm_90`` and the like, ``cpu``, or ``interpreter`` for Triton's interpreter on a CPU.
+        stored: The dtype of this output. Errors are counted in its roundings. The loss of a bf16 op, for example, is
+            float32.
         accumulator: The dtype that sums are accumulated in.
-        unit: The measure's, see `MEASURES`.
-        bound: The largest bound derived from the op's rounding-error analysis over the same samples, in ``unit``; no
-            less than one rounding of the output.
-        samples: How many tensors were measured.
-        strata: How many pairs of point and candidate they come from; see `ktonum.calibrate.tails`.
-        elements_min, elements_max: Sizes of the smallest and the largest of them.
+        unit: The unit of the measure, see `MEASURES`.
+        bound: The largest bound that the op's rounding-error analysis gives for the same inputs, in ``unit``; at least
+            one rounding of the output.
+        samples: The number of tensors that were measured.
+        strata: The number of pairs of point and candidate that they come from; see `ktonum.calibrate.tails`.
+        elements_min, elements_max: The number of elements of the smallest and of the largest of these tensors.
         errors: The errors in ``unit``.
         shares: The errors as shares of the bound of an audit's measurement; 1 is the whole bound.
-        tolerance_before, reason, reason_date: What a looser tolerance took the place of, why, and when; empty for one
-            that was never loosened.
+        tolerance_before, reason, reason_date: If the tolerance was loosened: the one before, why, and when. Otherwise 0
+            and empty.
     """
 
     output: str
@@ -138,7 +140,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """(output, measure, dtype, device class): what identifies a row within its table."""
+        """(output, measure, dtype, device class), which identifies a row within its table."""
         return self.output, self.measure, self.dtype, self.device_class
 
     @property
@@ -149,7 +151,7 @@ class Row:
 
 @dataclass(frozen=True)
 class LookUp:
-    """What a look-up found: ``row``, or None; and which row it is, or why there is none, in words."""
+    """The result of a look-up: ``row``, or None; and ``why``, which names the row or says why there is none."""
 
     row: Row | None
     why: str
@@ -161,9 +163,9 @@ class Table:
 
     Attributes:
         op: The op's name.
-        rule: How tolerances follow from what was measured, in words.
-        rows: The rows, no two with the same key.
-        provenance: By device class.
+        rule: How tolerances follow from measured errors, in words.
+        rows: The rows. No two have the same key.
+        provenance: How the rows were measured, by device class.
         source: The file, for messages.
     """
 
@@ -183,15 +185,15 @@ class Table:
         dims: Mapping[str, int] | None = None,
         device: str = "",
     ) -> LookUp:
-        """The row with exactly this key, and an explanation either way; nothing is inferred from similar rows.
+        """The row with exactly this key, and an explanation of the result. A similar row is never used instead.
 
         Args:
             output: Name of the output, or ``grad_INPUT``.
             measure: One of `MEASURES`.
             dtype: Name of the dtype under audit.
             device_class: See `Row`.
-            dims: Sizes of the case by name; a row that was not measured at such sizes does not apply. None: not asked.
-            device: The device's name, which the explanation compares with the one measured; empty: not asked.
+            dims: Sizes of the case by name. A row is not used if one of them is larger than measured. None: any sizes.
+            device: The device's name. The explanation says if the row was measured on another one. Empty: any device.
         """
         key = (output, measure, dtype, device_class)
         row = next((r for r in self.rows if r.key == key), None)
@@ -201,15 +203,15 @@ class Table:
         largest = ", ".join(f"{k}={v}" for k, v in made.dims.items())
         for name, size in (dims or {}).items():
             if size > made.dims.get(name, -1):
-                why = f"was measured at sizes up to {largest}, which {name}={size} is beyond"
+                why = f"was measured at sizes up to {largest}, and {name}={size} is larger"
                 return LookUp(None, f"{row.name} in {self.source} {why}")
         errors = row.errors
         words = {"tail": "the fitted tail", "strata": "the fitted tail of multiples of each point's mean"}
-        words["rounding"] = "what one rounding may come to"
+        words["rounding"] = "the largest error of one rounding"
         decided = words.get(errors.decided_by, f"the {errors.decided_by}")
         sample = (
-            f"tolerance {errors.tolerance:g} by {decided}; largest of {row.samples} measured {errors.maximum:g} at "
-            f"sizes up to {largest}, bound {row.bound:g}"
+            f"tolerance {errors.tolerance:g} by {decided}; largest of {row.samples} measured errors {errors.maximum:g} "
+            f"at sizes up to {largest}; bound {row.bound:g}"
         )
         made_with = f"{made.date}, {made.device}, torch {made.torch}, triton {made.triton}, commit {made.commit}"
         why = f"row {row.name} of {self.source}: {sample} ({made_with})"
@@ -220,7 +222,7 @@ class Table:
         return LookUp(row, why)
 
     def carried_over(self, device_class: str, device: str) -> str:
-        """That rows of this class were measured on another device than the one named; empty where they were not."""
+        """Words for rows of this class that were measured on another device than ``device``; otherwise empty."""
         made = self.provenance[device_class].device
         if not device or device == made:
             return ""

@@ -1,4 +1,4 @@
-"""Planted defects are found where they were planted, and called what they are."""
+"""Planted defects are found where they were planted, and described correctly."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BOTH = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class Found:
-    """What must be said of a planted defect: the tensor, the place, and the beginning of what it looks like."""
+    """A planted defect, the tensor that a report must name, and how its words on place and look must begin."""
 
     op: str
     defect: str
@@ -143,7 +143,7 @@ def failing(op: Op, candidate: Any, check: str, dtype: str) -> CheckResult:
 
 
 def of(result: CheckResult, tensor: str) -> Localisation:
-    """What is said of the tensor that is called so, or else of the first whose name begins so."""
+    """The localisation of the tensor with this name; without one, of the first tensor whose name begins with it."""
     named = [found for found in result.localisations if found.tensor.startswith(tensor)]
     return next((found for found in named if found.tensor == tensor), named[0])
 
@@ -180,7 +180,7 @@ def _one_sequence_doubled(gradient: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("change", "where", "looks_like"),
     [
-        (_repeats_a_row, "row 4", "stale or repeated: what belongs at 3 along dim 0"),
+        (_repeats_a_row, "row 4", "stale or repeated: the values of 3 along dim 0"),
         (_shifts_rows, EVERYWHERE, "shifted along dim 0 by 1"),
         (_swaps_rows, "elements", "indices along dim 0 permuted: 2 holds 7, 7 holds 2"),
         (_one_sequence_doubled, "row 5", "scaled by 2"),
@@ -226,7 +226,7 @@ def test_results_carry_their_places_through_json() -> None:
     result = failing(SOFTMAX_LOSS, softmax_loss_with(gradient={"x": times(-1.0)}), "gradients", "fp32")
     assert result.localisations and CheckResult.from_record(result.to_record()) == result
     record = result.to_record()
-    del record["localisations"]  # as reports had it before
+    del record["localisations"]  # older reports do not have it
     assert CheckResult.from_record(record).localisations == ()
 
 
@@ -239,7 +239,7 @@ def test_localising_never_ends_a_verdict() -> None:
             Probe("y", torch.zeros(3), lambda t, s: (), broken),
             "not found: localising raised ZeroDivisionError: planted",
         ),
-        (Probe("y", torch.zeros(3), lambda t, s: ()), "not told"),
+        (Probe("y", torch.zeros(3), lambda t, s: ()), "not localised"),
     ):
         found = localise(probe, "precise", Surroundings)
         assert found.tensor == "y" and found.where.startswith(words) and found.looks_like == ""

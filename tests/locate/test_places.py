@@ -1,4 +1,4 @@
-"""Where an error is: the finder on plain masks."""
+"""Places of errors in plain masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ktonum.locate.places import find_place
 
 
 def mask(*shape: int, at: Callable[[Tensor], object]) -> Tensor:
-    """False, but where ``at`` sets True."""
+    """A mask of False, except where ``at`` sets True."""
     made = torch.zeros(shape, dtype=torch.bool)
     at(made)
     return made
@@ -76,4 +76,4 @@ def test_scattered_elements_are_no_tile() -> None:
 
 def test_no_element_is_no_place() -> None:
     place = find_place(torch.zeros(3, 4, dtype=torch.bool))
-    assert place.words.startswith("all of them together") and place.everywhere
+    assert place.words.startswith("all elements together") and place.everywhere

@@ -1,4 +1,4 @@
-"""What an error looks like: each pattern planted in plain tensors, and none where there is nothing to see."""
+"""Patterns of errors: each is planted in plain tensors and recognised; a right tensor has none."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def bound_of(expected: Tensor, dtype: torch.dtype) -> ErrorBound:
-    """Two roundings in float32, or in float64 for that, and the last one."""
+    """Two roundings in float32 (in float64 for a float64 tensor), and the last rounding."""
     u = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
     return ErrorBound(u * expected.abs(), torch.zeros_like(expected), dtype, "planted")
 
@@ -35,7 +35,7 @@ def located(
     dtype: torch.dtype = torch.float32,
     others: dict[str, Tensor] | None = None,
 ) -> Localisation:
-    """What is said of a right tensor that went through ``plant`` and was rounded to ``dtype``."""
+    """The localisation of a right tensor that was changed by ``plant`` and rounded to ``dtype``."""
     expected = drawn(5, 40) if expected is None else expected
     expectation = Expectation(expected, bound_of(expected, dtype))
     known = Surroundings(DIMS, {"beta": 0.3, "reduction": "mean", "with_bias": True}, others or {})
@@ -53,7 +53,7 @@ def put(index: object, value: Callable[[Tensor], Tensor | float]) -> Callable[[T
 
 
 def truncated(bits: int) -> Callable[[Tensor], Tensor]:
-    """Without all but so many bits of float32's significand."""
+    """Keeps only this many bits of float32's significand."""
 
     def change(tensor: Tensor) -> Tensor:
         return (tensor.float().view(torch.int32) & -(2 ** (24 - bits))).view(torch.float32).double()
@@ -76,13 +76,13 @@ LOOKS = [
     (EVERYWHERE, "scaled by 1.0123", lambda t: t * 1.0123),
     (EVERYWHERE, "shifted by 0.75", lambda t: t + 0.75),
     (EVERYWHERE, "missing: zero", torch.zeros_like),
-    (EVERYWHERE, "missing: next to zero", lambda t: t * 1e-12),
+    (EVERYWHERE, "missing: nearly zero", lambda t: t * 1e-12),
     (LAST_ROW, "missing: zero", put(4, lambda t: 0.0)),
     (LAST_ROW, "scaled by 1/2 = 0.5", put(4, lambda t: t[4] / 2)),
-    (LAST_ROW, "stale or repeated: what belongs at 3 along dim 0", put(4, lambda t: t[3])),
+    (LAST_ROW, "stale or repeated: the values of 3 along dim 0", put(4, lambda t: t[3])),
     (
         "the last tile along dim 1 (V), from 32 on",
-        "stale or repeated: what belongs at 24 to 31 along dim 1",
+        "stale or repeated: the values of 24 to 31 along dim 1",
         put(LAST_TILE, lambda t: t[:, 24:32].clone()),
     ),
     ("the last tile along dim 1 (V), from 32 on", "NaN in 40 of 40", put(LAST_TILE, lambda t: torch.nan)),
@@ -150,7 +150,7 @@ def test_one_number_tells_what_it_may_be() -> None:
 def test_a_bias_below_rounding_is_told() -> None:
     expected = drawn(500, 40)
     found = located(lambda t: t * 0.999, expected=expected, dtype=torch.bfloat16)
-    assert found.looks_like.startswith("too short by 0.001 of its size on average"), found
+    assert found.looks_like.startswith("too small by 0.001 of its size on average"), found
 
 
 def test_noise_has_no_pattern() -> None:
@@ -168,16 +168,16 @@ def test_a_right_tensor_has_no_place(dtype: torch.dtype) -> None:
     expected = drawn(5, 40)
     expected[0, :2] = torch.tensor([torch.nan, torch.inf])
     found = located(lambda t: t, expected=expected, dtype=dtype)
-    assert found.where.startswith("all of them together") and found.looks_like.startswith("no known pattern"), found
+    assert found.where.startswith("all elements together") and found.looks_like.startswith("no known pattern"), found
 
 
 def test_of_a_large_tensor_the_worst_stretch_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ktonum.locate.localise._MOST", 80)
     found = located(put(3, lambda t: -t[3]))
-    assert found.where == "within 2 to 3 along dim 0, counted from there: row 1"
+    assert found.where == "in the part 2 to 3 along dim 0, counted from 2: row 1"
     assert found.looks_like == "sign flipped"
     found = located(put((4, 7), lambda t: torch.nan))
-    assert found.where == "within 4 to 4 along dim 0, counted from there: element [0, 7]"
+    assert found.where == "in the part 4 to 4 along dim 0, counted from 4: element [0, 7]"
     assert found.looks_like.startswith("NaN in 1 of 1")
 
 

@@ -1,4 +1,4 @@
-"""What `ktonum.assert_within` says when it fails: what is wrong, where, by which row, and what to do next."""
+"""The message of a failing `ktonum.assert_within`: what is wrong, where, by which row, and what to do next."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def test_the_message_says_what_where_by_which_row_and_what_next() -> None:
         "kto.toml",
         table.provenance["interpreter"].date,
         "torch 2.",
-        "largest of 200 measured",
+        "largest of 200 measured errors",
         "at sizes up to B=",
         "actual ",
         "expected ",
         "signed bias -0.2",
         "examine: ktonum audit kto --dtype bf16 --device cpu",
-        "where: all of them together: no element exceeds its own bound",
+        "where: all elements together: no single element exceeds its bound",
         "pytest tests/tolerances/test_tolerance_messages.py::test_the_message_says",
     ):
         assert part in message
@@ -100,7 +100,7 @@ ELSEWHERE = {"PYTEST_ADDOPTS": "-p no:cacheprovider", "TRITON_INTERPRET": "0"}
 
 
 def _in_a_shell(folder: Path, command: str) -> str:
-    """Standard output and errors of a command line, run without what this session's environment adds."""
+    """Standard output and errors of a command line, run without the environment of this test session."""
     environment = environment_of_a_user(**ELSEWHERE)
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
@@ -123,7 +123,7 @@ def _here(folder: Path, command: str) -> str:
 def test_a_plain_pytest_file_elsewhere_uses_it_and_its_message_reproduces_the_failure(
     tmp_path: Path, started_in: str
 ) -> None:
-    """From wherever pytest is started: its rootdir is the folder with the configuration."""
+    """pytest may be started in any folder; its rootdir is the folder with the configuration."""
     folder = tmp_path / "mykernels" / "tests"
     folder.mkdir(parents=True)
     (tmp_path / "mykernels" / "pytest.ini").write_text("[pytest]\n")
@@ -145,7 +145,7 @@ def test_a_plain_pytest_file_elsewhere_uses_it_and_its_message_reproduces_the_fa
     ]
     assert len(commands) == 2 and all("tests/test_plain.py::test_wrong[" in c for c in commands), out
     for command in commands:
-        # The one that is harder to quote goes through a true shell, once.
+        # Run the command that is harder to quote in a real shell, once.
         call = _in_a_shell if "tile" in command and not started_in else _here
         again = call(tmp_path, command)
         assert "1 failed" in again and "mine/y in bf16 on cpu:" in again, (command, again)

@@ -31,14 +31,14 @@ def test_an_oracle_rounded_once_passes_at_any_scale(dtype: str, arguments: dict[
     measured = ktonum.assert_within(actual=expected.to(torch_dtype(dtype)), expected=expected, **arguments)
     assert [m.name.partition("/")[2] for m in measured] == ["element", "relative_norm", "signed_bias"]
     assert all(m.value <= m.bound for m in measured)
-    # Of one rounding; nothing is left of fp16 at 1e-30, nor of a rounding in fp64.
+    # The norm of one rounding. fp16 has only zeros at 1e-30, and fp64 is not rounded.
     if dtype != "fp64" and not (dtype == "fp16" and scale == 1e-30):
         assert measured[1].value == pytest.approx(1 / math.sqrt(3), rel=0.05)
 
 
 @pytest.fixture(scope="module", params=list(DTYPES))
 def kernels(request: pytest.FixtureRequest) -> tuple[str, dict[str, Tensor], dict[str, Tensor]]:
-    """dtype; outputs and gradients of the real kernels; their oracle. On a GPU where there is one."""
+    """The dtype, outputs and gradients of the real kernels, and their oracle; on a GPU if there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     table, kind = find_table("kto"), device_class(device)
     if table is None or kind not in table.provenance:
@@ -56,7 +56,7 @@ def test_the_kernels_results_pass(kernels: tuple[str, dict[str, Tensor], dict[st
         assert any(m.value > 0 for m in measured)
 
 
-# In 16 bits a smaller scale is lost in the rounding that follows it; in the others it is within the rows' tolerances.
+# In 16 bits, the final rounding hides a smaller scale. In the other dtypes, it is within the rows' tolerances.
 SMALLEST_FLAGGED = {"bf16": 2**-7, "fp16": 2**-10, "fp32": 2**-20, "fp64": 2**-46}
 
 
@@ -89,7 +89,7 @@ def by(factor: float, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
 
 def off(share: float, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """One element wrong by a share of its row's root mean square."""
+    """One element is wrong by a share of its row's root mean square."""
     return lambda e: put(e, (7, 5), float(e[7, 5]) + share * float(e[7].square().mean().sqrt()), dtype)
 
 
@@ -118,7 +118,7 @@ DEFECTS = [
 ]
 
 
-# At 1e-6 an absolute tolerance would pass them all; fp16 itself has but five bits left there, which hide small ones.
+# At 1e-6, an absolute tolerance would pass them all. fp16 has only five bits left there, which hide small defects.
 SCALED = [
     pytest.param(*p.values, scale, id=f"{p.id} at {scale:g}")
     for p in DEFECTS
@@ -142,7 +142,7 @@ def test_a_defect_is_flagged(
 def test_ten_per_cent_of_a_gradient_of_1e6th_is_flagged(dtype: str, arguments: dict[str, Any]) -> None:
     expected = gradient(60, 80, scale=1e-6)
     actual = (1.1 * expected).to(torch_dtype(dtype))
-    assert torch.allclose(actual.double(), expected, atol=1e-5), "an absolute tolerance was to pass it"
+    assert torch.allclose(actual.double(), expected, atol=1e-5), "an absolute tolerance should pass it"
     with pytest.raises(ToleranceError, match="signed_bias"):
         ktonum.assert_within(actual=actual, expected=expected, **arguments)
 
@@ -156,11 +156,11 @@ def test_one_element_of_millions_is_flagged(arguments: dict[str, Any], share: fl
     with pytest.raises(ToleranceError) as caught:
         ktonum.assert_within(actual=actual, expected=expected, **arguments)
     assert "[1699, 2400] of [1700, 2500]" in str(caught.value)
-    assert f"ok     {arguments['output']}/relative_norm" in str(caught.value), "the norm cannot see it, and says so"
+    assert f"ok     {arguments['output']}/relative_norm" in str(caught.value), "the norm does not see it"
 
 
 def test_a_matrix_product_is_within_its_derivation_and_no_further() -> None:
-    """Real float32 accumulation, rows and columns of very unequal size; rounding an operand is flagged."""
+    """Real float32 accumulation with rows and columns of very unequal size. Rounding an operand is flagged."""
     draw = torch.Generator().manual_seed(3)
     for terms in (16, 256, 4096):
         a = torch.randn(40, terms, generator=draw) * torch.logspace(-3, 3, 40)[:, None]
@@ -174,7 +174,7 @@ def test_a_matrix_product_is_within_its_derivation_and_no_further() -> None:
         rounded = a.bfloat16().float() @ b
         with pytest.raises(ToleranceError):
             ktonum.assert_within(actual=rounded, expected=expected, op="matmul", output="c", terms=terms)
-        # The same rounding granted is the same rounding passed.
+        # With operand_roundings=1, the same rounding passes.
         measured = ktonum.assert_within(
             actual=rounded.bfloat16(), expected=expected, op="matmul", output="c", terms=terms, operand_roundings=1
         )
@@ -182,7 +182,7 @@ def test_a_matrix_product_is_within_its_derivation_and_no_further() -> None:
 
 
 def test_a_row_of_zeros_is_held_to_zero() -> None:
-    """Masked tokens: what leaks into them is flagged however small it is."""
+    """Rows of masked tokens are zero. An error in them is flagged, however small it is."""
     expected = gradient(60, 80)
     expected[5] = 0.0
     ktonum.assert_within(actual=expected.bfloat16(), expected=expected, **KTO)
@@ -193,7 +193,7 @@ def test_a_row_of_zeros_is_held_to_zero() -> None:
 def test_nan_where_the_oracle_has_nan_is_agreement_and_elsewhere_is_not() -> None:
     expected = put(gradient(60, 80), (0, 0), math.nan, FP64)
     ktonum.assert_within(actual=expected.float(), expected=expected, **KTO)
-    with pytest.raises(ToleranceError, match=r"1 of 4800 elements wrongly NaN or infinite, the first at \[0, 0\]"):
+    with pytest.raises(ToleranceError, match=r"1 of 4800 elements are wrongly NaN or infinite, the first at \[0, 0\]"):
         ktonum.assert_within(actual=expected.nan_to_num().float(), expected=expected, **KTO)
 
 
@@ -226,7 +226,7 @@ def test_sizes_beyond_a_row_use_the_derivation() -> None:
     within = ktonum.assert_within(actual=expected.float(), expected=expected, dims={"V": 60, "H": 80}, terms=9, **KTO)
     beyond = ktonum.assert_within(actual=expected.float(), expected=expected, dims={"V": 999}, terms=9, **KTO)
     assert all(m.bound_source.startswith("row grad_weight/") for m in within)
-    assert all(m.bound_source.startswith("derived for 9 terms") and "V=999 is beyond" in m.bound_source for m in beyond)
+    assert all(m.bound_source.startswith("derived for 9 terms") and "V=999 is larger" in m.bound_source for m in beyond)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_sizes_beyond_a_row_use_the_derivation() -> None:
         ({"actual": torch.ones(0), "expected": torch.ones(0, dtype=FP64)}, "no finite element"),
         ({"dtype": "float33"}, "unknown dtype 'float33': use bf16"),
         ({"dtype": torch.int8}, "unknown dtype 'int8'"),
-        ({"op": "../kto"}, "an op's name is a word"),
+        ({"op": "../kto"}, r"op = '../kto': an op's name is a word"),
         ({"terms": 0}, "terms is 0: pass an integer, 1 or more"),
         ({"terms": 2.5}, "terms is 2.5"),
         ({"operand_roundings": -1}, "operand_roundings is -1"),
