@@ -1,4 +1,4 @@
-"""What an author writes down: an op, its laws, its points, its input draws and its error model.
+"""The declarations of an op's author: the op, its laws, its points, its input draws and its error model.
 
-`evaluation` runs a function once and differentiates it; `tensor_copies` makes the copies that a candidate may touch.
+`evaluation` runs a function once and differentiates it. `tensor_copies` makes copies that a candidate may change.
 """

@@ -1,9 +1,9 @@
 """Points, cases and their names.
 
-A `Point` is what an op's author writes down: dims, parameters, input distribution. A `Case` adds dtype and device and
-is what a check runs on. Its name determines its seed, so results do not depend on order or on how many workers run.
+An op's author declares a `Point`: dims, parameters and input distribution. A `Case` adds dtype and device, and checks
+run on cases. A case's name determines its seed, so results depend neither on the order nor on the number of workers.
 
-A leaf: torch is imported only inside `torch_dtype`.
+This module imports torch only inside `torch_dtype`.
 """
 
 from __future__ import annotations
@@ -20,23 +20,26 @@ if TYPE_CHECKING:
 
 __all__ = ["DTYPES", "PROFILES", "Case", "Point", "dtype_name", "parse_dtypes", "torch_dtype"]
 
-#: Accepted dtype names, widest last, with the torch attribute each stands for.
+#: Accepted dtype names, widest last, with the name of the attribute of torch.
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
 PROFILES = ("quick", "full")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One place where an op is audited.
+    """One point at which an op is audited.
 
     Attributes:
         dims: Sizes by name, e.g. ``{"B": 4, "T": 33}``.
-        parameters: Keyword arguments of the op that are no tensors, e.g. ``{"beta": 0.3}``; text, numbers, booleans.
-        distribution: The input distribution's name, as the op's ``sample`` understands it.
-        checks: Names of the checks to run here; empty means all that apply.
-        without: Names of checks that have nothing to say here.
-        dtypes: Dtype names to run here; empty means every dtype asked for.
-        devices: Device types to run here; empty means any. Production sizes are for GPUs.
+        parameters: Keyword arguments of the op that are not tensors, e.g. ``{"beta": 0.3}``: text, numbers or booleans.
+        distribution: The name of the input distribution, which the op's ``sample`` interprets.
+        checks: Names of the checks to run at this point; empty means all that apply.
+        without: Names of the checks to leave out at this point.
+        dtypes: Dtype names to run at this point; empty means every requested dtype.
+        devices: Device types to run at this point, e.g. ``("cuda",)`` for production sizes; empty means any.
+
+    Raises:
+        UsageError: A size is not a non-negative integer, or a parameter is not text, a number or a boolean.
     """
 
     dims: Mapping[str, int]
@@ -50,16 +53,16 @@ class Point:
     def __post_init__(self) -> None:
         for name, size in self.dims.items():
             if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-                raise UsageError(f"dims must be non-negative integers: {name} = {size!r}")
+                raise UsageError(f"dims: {name} = {size!r}: pass an integer, 0 or more")
         for name, value in self.parameters.items():
             if not isinstance(value, (str, int, float, bool)):
                 raise UsageError(
-                    f"parameters must be text, numbers or booleans, for they become part of the case's name: "
-                    f"{name} = {value!r}"
+                    f"parameters: {name} = {value!r}: pass text, a number or a boolean, because parameters become part "
+                    f"of the case's name"
                 )
 
     def but(self, *checks: str) -> Point:
-        """This point without the checks called so, beside those it goes without already."""
+        """This point without these checks, in addition to those in ``without``."""
         return replace(self, without=(*self.without, *checks))
 
 
@@ -67,8 +70,13 @@ class Point:
 class Case:
     """A point with dtype and device: the unit that is sampled, run and reported.
 
-    ``device`` is a type (``cpu`` or ``cuda``), never an index: which GPU runs a case must not change its name.
-    ``offset`` numbers cases that differ in their seed alone; an audit runs those of offset 0.
+    Attributes:
+        op: The op's name.
+        point: The point.
+        dtype: The name of the dtype under audit, one of `DTYPES`.
+        device: A device type (``cpu`` or ``cuda``), never an index, because the name must not depend on which GPU runs
+            the case.
+        offset: Number of the case among those that differ only in their seed. An audit runs offset 0.
     """
 
     op: str
@@ -79,9 +87,9 @@ class Case:
 
     @property
     def name(self) -> str:
-        """E.g. ``kto[B=4,T=33,H=40,V=97,beta=0.3]-bf16-cpu``; the distribution appears when it is not ``normal``.
+        """E.g. ``kto[B=4,T=33,H=40,V=97,beta=0.3]-bf16-cpu``.
 
-        An offset comes last, as ``+1``.
+        A distribution other than ``normal`` is appended as ``-uniform``, and after it an offset other than 0 as ``+1``.
         """
         parts = [f"{k}={v}" for k, v in (*self.point.dims.items(), *self.point.parameters.items())]
         tail = "" if self.point.distribution == "normal" else f"-{self.point.distribution}"
@@ -100,10 +108,10 @@ def seed_of(text: str) -> int:
 
 
 def parse_dtypes(names: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:
-    """Dtype names from ``"bf16,fp32"``, a sequence, or ``None`` for all.
+    """Dtype names from ``"bf16,fp32"`` or a sequence, without duplicates; ``None`` means all of `DTYPES`.
 
     Raises:
-        UsageError: A name is not one of `DTYPES`, or none was given.
+        UsageError: A name is not one of `DTYPES`, or there is none.
     """
     if names is None:
         return tuple(DTYPES)
@@ -115,7 +123,7 @@ def parse_dtypes(names: str | tuple[str, ...] | list[str] | None) -> tuple[str, 
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype called ``name`` here."""
+    """The torch dtype with this name in `DTYPES`."""
     import torch
 
     dtype = getattr(torch, DTYPES[name])
@@ -124,6 +132,6 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The inverse of `torch_dtype`; other dtypes keep torch's own name."""
+    """The name of a torch dtype in `DTYPES`; for other dtypes torch's own name, e.g. ``int64``."""
     long = str(dtype).removeprefix("torch.")
     return next((short for short, name in DTYPES.items() if name == long), long)

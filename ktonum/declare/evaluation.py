@@ -1,4 +1,4 @@
-"""Running a function under audit once: outputs and gradients, by name."""
+"""Runs a function under audit once and returns its outputs and gradients by name."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Evaluation", "Run", "evaluate", "named_outputs", "tensors_like", "up
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One run.
+    """The results of one run.
 
     Attributes:
-        outputs: The outputs by name, detached; None where the function lacks one.
-        gradients: Gradients of Σ_k ⟨upstream_k, output_k⟩ by input name; None where autograd returned none.
-        differentiable: Names of the outputs that carried a gradient.
+        outputs: The outputs by name, detached; None for an output that the function does not have.
+        gradients: Gradients of Σ_k ⟨upstream_k, output_k⟩ by input name; None if autograd returned None.
+        differentiable: Names of the outputs that required grad.
     """
 
     outputs: Mapping[str, Tensor | None]
@@ -29,14 +29,14 @@ class Evaluation:
     differentiable: tuple[str, ...] = ()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Outputs and gradients (as ``grad_NAME``) that exist."""
+        """All outputs and gradients that are not None, by name; a gradient's name is ``grad_INPUT``."""
         named = {**self.outputs, **{f"grad_{name}": g for name, g in self.gradients.items()}}
         return {name: t for name, t in named.items() if t is not None}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run of an op consists of: inputs and parameters by name, upstream gradients by output name."""
+    """The arguments of one run: inputs and parameters by name, upstream gradients by output name."""
 
     inputs: Mapping[str, Any]
     parameters: Mapping[str, Any]
@@ -44,10 +44,11 @@ class Run:
 
 
 def named_outputs(returned: Any) -> dict[str, Tensor | None]:
-    """Outputs by name: a mapping keeps its names, one tensor is ``output``, several are ``output0``, ``output1`` ...
+    """Outputs by name. A mapping keeps its names, one tensor is ``output``, several are ``output0``, ``output1``, ...
 
     Raises:
-        CandidateError: Something returned is neither a tensor nor None.
+        CandidateError: The function did not return a tensor, a sequence or a mapping, or an output is neither a tensor
+            nor None.
     """
     if isinstance(returned, Tensor):
         returned = {"output": returned}
@@ -59,17 +60,19 @@ def named_outputs(returned: Any) -> dict[str, Tensor | None]:
         )
     for name, value in returned.items():
         if value is not None and not isinstance(value, Tensor):
-            raise CandidateError(f"output {name!r} is a {type(value).__name__}: return tensors, or None for no output")
+            raise CandidateError(
+                f"output {name!r} is a {type(value).__name__}: return tensors, or None if it is missing"
+            )
     return dict(returned)
 
 
 def upcast(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """``inputs`` with floating tensors in ``dtype``; everything else as it is."""
+    """``inputs`` with floating tensors converted to ``dtype``; all else is unchanged."""
     return {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
 
 
 def tensors_like(inputs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """``inputs`` with the named tensors detached and requiring gradients; strides are kept."""
+    """``inputs`` with the named tensors detached and requiring grad. Strides and memory stay the same."""
     return {k: v.detach().requires_grad_() if k in names else v for k, v in inputs.items()}
 
 
@@ -83,21 +86,22 @@ def evaluate(
     """Run ``function(**inputs)`` and differentiate it.
 
     Args:
-        function: Takes the inputs by name.
-        inputs: Tensors and others; not modified, nor do the tensors' ``requires_grad`` change.
-        differentiable: Inputs to differentiate.
-        upstream: Upstream gradients by output name; outputs not named are not differentiated. Cast to their output's
-            dtype. None or empty: no gradients, but ``differentiable`` inputs require them all the same.
+        function: Called with the inputs by name.
+        inputs: Tensors and other values. They and their ``requires_grad`` are not modified here.
+        differentiable: Names of the inputs to differentiate.
+        upstream: Upstream gradients by output name, in the shape of the output; they are cast to its dtype. Other
+            outputs are not differentiated. If None or empty, no gradients are computed, but ``differentiable`` inputs
+            still require grad.
 
     Raises:
-        CandidateError: An output of ``upstream`` is missing, of another shape, or carries no gradient; or an input
-            requires a gradient that did not before.
+        CandidateError: An output in ``upstream`` is missing, has another shape, or does not require grad; or the
+            function made another input require grad; or `named_outputs` raised it.
     """
     leaves = tensors_like(inputs, differentiable)
     outputs = named_outputs(function(**leaves))
     for name, leaf in leaves.items():
         if name not in differentiable and isinstance(leaf, Tensor) and leaf.requires_grad:
-            raise CandidateError(f"made {name!r} require a gradient, which nobody had asked for")
+            raise CandidateError(f"made its input {name!r} require grad: leave requires_grad of inputs unchanged")
     detached = {name: None if t is None else t.detach() for name, t in outputs.items()}
     carrying = tuple(name for name, t in outputs.items() if t is not None and t.requires_grad)
     if not upstream:
@@ -107,21 +111,22 @@ def evaluate(
         output = outputs.get(name)
         if output is None:
             raise CandidateError(
-                f"returned no {name!r}: it returned {', '.join(k for k in outputs if outputs[k] is not None)}"
+                f"returned no {name!r}, only {', '.join(k for k in outputs if outputs[k] is not None)}: return the "
+                f"outputs of the reference"
             )
         if output.shape != cotangent.shape:
             raise CandidateError(
-                f"{name!r} has shape {tuple(output.shape)}: the reference's is {tuple(cotangent.shape)}"
+                f"{name!r} has shape {tuple(output.shape)}: return the reference's shape {tuple(cotangent.shape)}"
             )
         if not output.requires_grad:
             raise CandidateError(
-                f"{name!r} carries no gradient, although the reference's does: it was detached on the way"
+                f"{name!r} carries no gradient, but that of the reference does: do not detach it or use no_grad"
             )
         roots.append(output)
         cotangents.append(cotangent.to(output.dtype))
     gradients = torch.autograd.grad(
         roots, [leaves[name] for name in differentiable], grad_outputs=cotangents, allow_unused=True
     )
-    # Detached: a backward may hand out a tensor it has saved, which may require gradients itself.
+    # Detach them, because a backward may return a tensor that it saved, and that may require grad.
     named = {k: None if g is None else g.detach() for k, g in zip(differentiable, gradients, strict=True)}
     return Evaluation(detached, named, carrying)

@@ -1,4 +1,4 @@
-"""What is audited: an `Op`, and the `Law` s it obeys."""
+"""The function under audit, as an `Op`, and the equations that it obeys, as `Law` s."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FILE_MODULE", "Law", "Op", "load_object"]
 
-#: How the name of a module begins that was loaded by the path of its file; the rest depends on the path.
+#: The prefix of the names of modules that are loaded by the path of their file. The rest depends on the path.
 FILE_MODULE = "_ktonum_file_"
 
 
@@ -30,19 +30,19 @@ FILE_MODULE = "_ktonum_file_"
 class Law:
     """An equation between runs of the candidate.
 
-    The runs on ``variants(inputs)``, put together by ``combine``, must equal the run on ``inputs``: outputs and
-    gradients, each within its bound.
+    The candidate runs on the original inputs and on ``variants``. ``combine`` puts the variants' results together. They
+    must equal the original results: outputs and gradients, each within its bound.
 
     Attributes:
         name: E.g. ``batch split``.
-        variants: The original run to the other runs, or None where the law does not apply.
-        combine: Evaluations of the variants, and the original run, to the evaluation that the original must equal.
-            It may leave out outputs or gradients on which the law says nothing.
-        exact: The equation holds bit for bit.
-        scale: Multiplies the bounds, unless it is exact: 2 where the original and what it is held against are off by
-            one bound each.
-        promised: Whether the op promises it. What is not promised is told, and does not fail an audit.
-        applies: Whether the law says anything under a point's parameters.
+        variants: Makes the other runs from the original run, or returns None if the law does not apply to it.
+        combine: Takes the evaluations of the variants and the original run. Returns the evaluation that the original
+            must equal. It may leave out outputs or gradients about which the law says nothing.
+        exact: If True, the equation must hold bit for bit.
+        scale: Factor of the bounds, unless the law is exact. It is 2 if both sides of the equation have an error of up
+            to one bound.
+        promised: Whether the op promises the law. If False, a violation is reported as INCONCLUSIVE instead of failing.
+        applies: Whether the law applies, given a point's parameters.
     """
 
     name: str
@@ -59,27 +59,31 @@ class Op:
     """A function under audit.
 
     Attributes:
-        name: A word; part of every case's name.
-        candidate: The implementation, called as ``candidate(**inputs, **parameters)``; or its ``module:attr``.
-        reference: Plain PyTorch with the same signature, right at any floating dtype; run in float64 it is the oracle.
-            Outputs that it returns without a gradient carry none under audit.
-        sample: Draws a case's inputs by name from a `Draw`; floating tensors of ``draw.dtype`` are the values that
-            candidate, reference and oracle all see.
-        dims: Where to audit: points (or plain mappings of sizes), for every profile or by profile name.
-        laws: Equations the candidate must satisfy.
+        name: A word of letters, digits, ``-`` and ``_``. It is part of every case's name.
+        candidate: The implementation, called as ``candidate(**inputs, **parameters)``, or its ``module:attr``.
+        reference: The same function in plain PyTorch, called in the same way, correct in any floating dtype. Its run in
+            float64 is the oracle. Outputs that it returns without a gradient are not differentiated in the audit.
+        sample: Draws a case's inputs by name from a `Draw`. Candidate, reference and oracle see the same values.
+        dims: The points of the audit (or plain mappings of sizes): one list for every profile, or a list by profile
+            name.
+        laws: Equations that the candidate must satisfy.
         differentiable: Names of the inputs that get gradients; empty means every floating tensor.
-        error_model: Derives bounds from an analysis of this op, see `ktonum.bounds`; None uses measured references.
-        special_inputs: Inputs at the ends of their range, by a few words each, see `ktonum.declare.special_inputs`;
-            None makes every differentiable input large and zero in turn.
-        peak_memory: The most bytes of device memory that a run, forward and backward, may take beside its inputs, of
-            dims, parameters and dtype name; None declares no bound.
-        reductions: Dims that are summed over: errors are measured as each of them grows.
-        cancelling: Outputs that sum terms of either sign and may come out near zero: relative to themselves their
-            errors have no upper limit, and no tolerance in their own roundings is measured.
-        candidates: Further implementations by short name, as ``module:attr``.
-        adapt: Makes a candidate callable with the op's inputs, where it has another interface. It is called with the
-            implementation and the point's parameters, and may raise `ktonum.errors.UsageError` for what the
-            implementation lacks: the case is then INCONCLUSIVE and says so.
+        error_model: Derives bounds from an analysis of this op, see `ktonum.bounds`. If None, bounds come from measured
+            references.
+        special_inputs: Inputs at the ends of their range, by a short description, see `ktonum.declare.special_inputs`.
+            If None, each differentiable input is made large and zero in turn.
+        peak_memory: Takes dims, parameters and the dtype's name. Returns the most bytes of device memory that forward
+            and backward may use in addition to the inputs. If None, there is no bound.
+        reductions: Dims that are summed over. The check ``growth`` measures errors while each of them grows.
+        cancelling: Names of outputs that sum terms of both signs and may be close to zero. Their relative error has no
+            upper limit, so no tolerance is calibrated for them.
+        candidates: Other implementations by short name, as ``module:attr``.
+        adapt: Takes an implementation and the point's parameters, and returns a function of the op's inputs, for
+            candidates with another interface. It may raise `ktonum.errors.UsageError` if the implementation lacks a
+            feature; the case is then INCONCLUSIVE, with the message as the reason.
+
+    Raises:
+        UsageError: The name is not a word, or the profile ``quick`` has no points.
     """
 
     name: str
@@ -99,22 +103,23 @@ class Op:
 
     def __post_init__(self) -> None:
         if not self.name or not self.name.replace("_", "").replace("-", "").isalnum():
-            raise UsageError(f"an op's name is a word of letters, digits, '-' and '_': {self.name!r} is not")
+            raise UsageError(f"name = {self.name!r}: pass a word of letters, digits, '-' and '_'")
         if not self.points(PROFILES[0]):
             raise UsageError(f"op {self.name!r} has no dims: pass at least one mapping of sizes, e.g. [{{'N': 64}}]")
 
     def points(self, profile: str) -> tuple[Point, ...]:
-        """The points of a profile.
+        """The points of a profile, ``quick`` or ``full``.
 
         Raises:
-            UsageError: There is no such profile, or dims name other profiles.
+            UsageError: The profile is unknown, or ``dims`` has other profiles or lacks this one.
         """
         if profile not in PROFILES:
             raise UsageError(f"unknown profile {profile!r}: use {' or '.join(PROFILES)}")
         if isinstance(self.dims, Mapping):
             if set(self.dims) - set(PROFILES) or profile not in self.dims:
                 raise UsageError(
-                    f"op {self.name!r} has dims for {', '.join(map(repr, self.dims))}: give {' and '.join(PROFILES)}"
+                    f"op {self.name!r} has dims for {', '.join(map(repr, self.dims))}: pass them for "
+                    f"{' and '.join(PROFILES)}"
                 )
             listed = self.dims[profile]
         else:
@@ -122,7 +127,11 @@ class Op:
         return tuple(p if isinstance(p, Point) else Point(dict(p)) for p in listed)
 
     def cases(self, *, profile: str, dtypes: Sequence[str], device: str) -> tuple[Case, ...]:
-        """Every case of a profile, in an order that keeps the cases of one dtype together."""
+        """All cases of a profile, sorted by dtype in the given order.
+
+        Raises:
+            UsageError: See `points`.
+        """
         return tuple(
             Case(self.name, point, dtype, device)
             for dtype in dtypes
@@ -139,15 +148,19 @@ class Op:
         if target in self.candidates:
             target = self.candidates[target]
         elif ":" not in target:
-            known = ", ".join(self.candidates) or "none shipped"
+            known = f"use one of {', '.join(self.candidates)}, or" if self.candidates else "the op has no other:"
             raise UsageError(
-                f"unknown candidate {target!r} for op {self.name!r}: use one of {known}, or name yours as module:attr "
-                f"or path/file.py:attr"
+                f"unknown candidate {target!r} for op {self.name!r}: {known} name yours as module:attr or "
+                f"path/file.py:attr"
             )
         return replace(self, candidate=load_object(target))
 
     def bound_candidate(self, parameters: Mapping[str, Any]) -> Callable[..., Any]:
-        """The candidate as a function of the inputs alone, parameters filled in."""
+        """The candidate as a function of the inputs alone, with the parameters filled in.
+
+        Raises:
+            UsageError: The candidate cannot be imported, or ``adapt`` refuses the parameters.
+        """
         candidate = load_object(self.candidate) if isinstance(self.candidate, str) else self.candidate
         if self.adapt is not None:
             return self.adapt(candidate, parameters)
@@ -155,27 +168,28 @@ class Op:
 
 
 def load_object(target: str) -> Any:
-    """The object that ``module:attr`` or ``path/file.py:attr`` names.
+    """The object with the name ``module:attr`` or ``path/file.py:attr``.
 
     Raises:
-        UsageError: The target has another form, or importing it failed; the message carries the import's own.
+        UsageError: The target has another form, has no such attribute, or its import failed. The message then includes
+            that of the import.
     """
     place, _, attribute = target.rpartition(":")
     if not place or not attribute:
-        raise UsageError(f"{target!r} names nothing: write module:attr or path/file.py:attr")
+        raise UsageError(f"{target!r} does not name an object: write module:attr or path/file.py:attr")
     try:
         found: Any = _module_from_file(place) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:  # whatever a user's module raises while it is imported
         raise UsageError(f"cannot import {place!r}: {type(error).__name__}: {error}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise UsageError(f"{place!r} has no {attribute!r}: check the spelling behind the colon")
+            raise UsageError(f"{place!r} has no {attribute!r}: check the spelling after the colon")
         found = getattr(found, part)
     return found
 
 
 def _module_from_file(path: str) -> ModuleType:
-    """A module from a file; the same file is loaded once, so that its classes keep their identity."""
+    """A module from a file. Each file is loaded only once, so that its classes keep their identity."""
     file = Path(path).resolve()
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {path}")

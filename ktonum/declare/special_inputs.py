@@ -1,4 +1,4 @@
-"""Inputs at the ends of their range, made of ordinary ones: large, zero, or what an op's author declares."""
+"""Inputs at the ends of their range, made from ordinary ones: large, zero, or as an op's author declares them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 
 __all__ = ["SpecialInputs", "default_special_inputs"]
 
-#: Inputs and parameters to other inputs, or None where the op has no such thing under these parameters.
+#: Takes inputs and parameters by name and returns other inputs, or None if they do not exist for these parameters.
 SpecialInputs = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any] | None]
 
-# Normal values go to ±10,000 with it: far into the saturation of every exponential, and inside float16's range.
+# Times this, normal values reach about ±10,000: every exponential saturates, but float16 does not overflow.
 _LARGE = 2.0**11
-# Outliers go no further than this: what overflows float16 is an infinity, which the check `nonfinite` asks about.
+# Values are clipped to this so that they do not become infinite in float16. The check `nonfinite` covers infinities.
 _LARGEST = 2.0**14
 
 
 def default_special_inputs(names: Sequence[str]) -> dict[str, SpecialInputs]:
-    """Each of the named inputs large, and each zero, while the others stay as they are."""
+    """For each of the named inputs: this input large, and this input zero, while the others are unchanged."""
     special: dict[str, SpecialInputs] = {}
     for name in names:
         special[f"{name} × {_LARGE:g}"] = _times(name, _LARGE)
@@ -29,7 +29,7 @@ def default_special_inputs(names: Sequence[str]) -> dict[str, SpecialInputs]:
 
 def _times(name: str, factor: float) -> SpecialInputs:
     def change(inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-        # Zeros of one sign: minus zero is another test.
+        # All zeros are positive. Multiplying by 0.0 would give zeros of both signs.
         changed = torch.zeros_like(inputs[name])
         if factor:
             changed = (inputs[name].double() * factor).clamp(-_LARGEST, _LARGEST).to(changed.dtype)

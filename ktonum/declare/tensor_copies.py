@@ -1,4 +1,4 @@
-"""Copies of tensors: private ones of the same layout, and others that are laid out otherwise in memory."""
+"""Copies of tensors: private copies with the same strides, and copies with another layout in memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["private_copy", "spaced_out"]
 
 
 def spaced_out(tensor: Tensor) -> Tensor:
-    """The same values with every stride doubled, an offset, and NaN (or the largest integer) in between.
+    """A view of the same values with gaps between them and an offset. The gaps hold NaN, the largest integer or True.
 
-    A kernel that assumes contiguous rows, or that reads past its inputs, meets the poison.
+    A kernel that assumes contiguous rows, or reads beyond its inputs, reads these values.
     """
     poison: Any = math.nan if tensor.is_floating_point() else tensor.dtype == torch.bool
     if not tensor.is_floating_point() and tensor.dtype != torch.bool:
@@ -26,7 +26,12 @@ def spaced_out(tensor: Tensor) -> Tensor:
 
 
 def private_copy(tensor: torch.Tensor, values: torch.Tensor | None = None) -> torch.Tensor:
-    """A detached copy with the same strides, holding ``values`` if given; contiguous where elements share memory."""
+    """A detached copy with the same strides and dtype; it is contiguous if elements of ``tensor`` share memory.
+
+    Args:
+        tensor: The tensor whose strides and dtype are copied.
+        values: The values of the copy, same shape; by default those of ``tensor``.
+    """
     source = tensor.detach() if values is None else values
     reach = 0
     for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):

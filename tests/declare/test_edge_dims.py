@@ -1,4 +1,4 @@
-"""Sizes at the edges of tiles: each is met, right ops pass there, and what fails there alone is flagged."""
+"""Sizes at the edges of tiles: each occurs, right ops pass there, and a defect that shows only there is flagged."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_right_ops_pass_at_every_edge(op: Op, dtype: str) -> None:
 
 
 def _last_column_lost(tensor: Tensor) -> Tensor:
-    """A grid rounded down that forgets a tile of one element."""
+    """A grid that is rounded down and leaves out a tile of one element."""
     return last_row_zero(tensor.T).T if tensor.shape[1] % 16 == 1 else tensor
 
 

@@ -1,4 +1,4 @@
-"""Ops, points and draws: what an author writes down, and what is refused."""
+"""Ops, points and draws: valid declarations of an author, and invalid ones."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def _draw(dtype: str, *, dims: dict[str, int] | None = None, seed: int = 0) -> D
 @pytest.mark.parametrize(
     ("target", "fragments"),
     [
-        ("", ("names nothing", "module:attr")),
-        ("ktonum.declare.op", ("names nothing",)),
-        (":Op", ("names nothing",)),
-        ("ktonum.declare.op:", ("names nothing",)),
+        ("", ("does not name an object", "module:attr")),
+        ("ktonum.declare.op", ("does not name an object",)),
+        (":Op", ("does not name an object",)),
+        ("ktonum.declare.op:", ("does not name an object",)),
         ("no_such_module:thing", ("cannot import 'no_such_module'", "ModuleNotFoundError")),
         ("no/such/file.py:thing", ("cannot import", "no such file")),
         ("ktonum.declare.op:NoSuch", ("'ktonum.declare.op' has no 'NoSuch'",)),
@@ -56,7 +56,7 @@ def test_objects_load_from_files_once(tmp_path: Path) -> None:
     file.write_text("class Thing:\n    pass\n", encoding="utf-8")
     first = load_object(f"{file}:Thing")
     assert load_object(f"{file}:Thing") is first
-    # Of two files of one name, each is itself.
+    # Two files with the same name are two modules.
     other = tmp_path / "elsewhere"
     other.mkdir()
     (other / "mine.py").write_text("Thing = 7\n", encoding="utf-8")
@@ -214,7 +214,7 @@ def test_a_cases_draw_is_its_own_and_each_purpose_has_one() -> None:
     assert not torch.equal(values.double(), Draw.of(second).normal(9))
     state = torch.get_rng_state()
     Draw.of(first).normal(9)
-    assert torch.equal(state, torch.get_rng_state())  # nobody else's random numbers move
+    assert torch.equal(state, torch.get_rng_state())  # torch's global generator does not change
 
 
 def test_upstream_gradients_are_signed_and_never_one_by_rule() -> None:
