@@ -151,7 +151,7 @@ def biased(part: Part) -> str | None:
     known = abs(bias) > confidence() * float((left * part.expected).norm()) / norm
     if not known or float(left.norm()) > float(part.tolerance.norm()):
         return None
-    return f"too {'large' if bias > 0 else 'small'} by {abs(bias):.2g} of its size on average, besides rounding errors"
+    return f"too {'long' if bias > 0 else 'short'} by {abs(bias):.2g} of its size on average, besides rounding errors"
 
 
 def another_tensor(part: Part) -> str | None:
@@ -168,5 +168,5 @@ def another_tensor(part: Part) -> str | None:
             continue
         factor = float((error * other).sum()) / norm
         if factor != 0.0 and fits(part, part.expected + factor * other):
-            return f"one term {'missing' if factor < 0 else 'too many'}: the error is {factor:.6g} times {name}"
+            return f"one term {'missing' if factor < 0 else 'too much'}: the error is {factor:.6g} times {name}"
     return None

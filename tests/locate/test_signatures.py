@@ -150,7 +150,7 @@ def test_one_number_tells_what_it_may_be() -> None:
 def test_a_bias_below_rounding_is_told() -> None:
     expected = drawn(500, 40)
     found = located(lambda t: t * 0.999, expected=expected, dtype=torch.bfloat16)
-    assert found.looks_like.startswith("too small by 0.001 of its size on average"), found
+    assert found.looks_like.startswith("too short by 0.001 of its size on average"), found
 
 
 def test_noise_has_no_pattern() -> None:
