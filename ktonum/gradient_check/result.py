@@ -201,12 +201,13 @@ class GradcheckResult:
         if worst is not None:
             parts.append(
                 f"Input {worst.position}: analytic directional derivative {worst.analytic:.12g}, finite difference "
-                f"{worst.finite_difference:.12g}, error bar {worst.error_bar:.2g} ({worst.use:.2g} of the threshold)."
+                f"{worst.finite_difference:.12g}, error bar {worst.error_bar:.2g}; the mismatch is {worst.use:.2g} "
+                f"times the threshold."
             )
         if self.inputs:
             powers = "; ".join(
                 f"input {e.position}: scaling by {e.relative_power:.1e}, one element by {e.element_power:.1e} "
-                f"(rms {e.element_rms:.1e}{'' if e.own_direction else ', moved together with others'})"
+                f"(rms of the gradient {e.element_rms:.1e}{'' if e.own_direction else ', moved together with others'})"
                 for e in self.inputs
             )
             parts.append(f"The smallest defects that this check would have flagged: {powers}.")

@@ -77,6 +77,10 @@ def localise(
         return Location(position, None, None, share, spent, words)
     index = unravelled(low, directions[position].shape)
     wrong_by = here / float(directions[position].reshape(-1)[low])
-    alone = "this explains the whole mismatch" if 0.9 <= share <= 1.1 else f"{share:.1%} of the mismatch, others too"
-    words = f"element {list(index)} is off by {wrong_by:.4g}: {alone}"
+    alone = (
+        "which explains the whole mismatch"
+        if 0.9 <= share <= 1.1
+        else f"which is {share:.1%} of the mismatch, so other elements are wrong too"
+    )
+    words = f"element {list(index)} is off by {wrong_by:.4g}, {alone}"
     return Location(position, index, wrong_by, share, spent, words)

@@ -52,7 +52,7 @@ class Failure:
         for m in self.measurements:
             verdict = "ok    " if m.within else "BEYOND"
             lines.append(f"  {verdict} {m.name}: measured {m.value:.4g}, tolerance {m.bound:.4g} {m.unit}")
-            lines.append(f"         tolerance from {m.bound_source}")
+            lines.append(f"         source of the tolerance: {m.bound_source}")
         return "\n".join(lines)
 
     def _places(self) -> Iterator[str]:

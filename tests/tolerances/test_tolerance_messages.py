@@ -134,7 +134,7 @@ def test_a_plain_pytest_file_elsewhere_uses_it_and_its_message_reproduces_the_fa
     for part in (
         "mine/y in bf16 on cpu:",
         "BEYOND y/signed_bias: measured",
-        "tolerance from derived for 40 terms",
+        "source of the tolerance: derived for 40 terms",
         "worst element at [",
         "where: the last tile along dim 1 (H), from 32 on",
         "where: everywhere",
