@@ -1,1 +1,1 @@
-"""Ops that language models are made of, ready to be audited as `kto` is. One op a file, each with its ``OP``."""
+"""Ops that language models are made of, ready for an audit like `kto`. Each file has one op, its ``OP``."""

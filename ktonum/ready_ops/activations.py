@@ -1,4 +1,4 @@
-"""Hidden states as language models have them."""
+"""Hidden states like those of language models."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from ktonum.errors import UsageError
 
 __all__ = ["activations"]
 
-# One channel in so many is large, as in trained transformers.
+# One of this many channels is large, as in trained transformers.
 _OUTLIER_EVERY = 37
 _OUTLIER_SCALE = 30.0
 _SHIFT = 3.0
 
 
 def activations(draw: Draw) -> Tensor:
-    """Rows of hidden states, (N, H) of the case's dims, of the dtype under audit.
+    """Rows of hidden states, (N, H) with the case's dims, in the dtype under audit.
 
-    Distributions: ``normal``; ``outliers``, with a few channels 30 times as large; ``shifted``, with a mean of three
-    standard deviations, which the variance must not cancel against.
+    There are three distributions: ``normal``; ``outliers``, with a few channels 30 times as large; and ``shifted``,
+    with a mean of three standard deviations, so that mean(x²) − mean(x)² cancels.
 
     Raises:
-        UsageError: Another distribution.
+        UsageError: The distribution is another one.
     """
     rows, hidden = draw.dims["N"], draw.dims["H"]
     x = draw.normal(rows, hidden).float()

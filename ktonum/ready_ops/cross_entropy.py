@@ -1,6 +1,7 @@
 r"""Softmax cross-entropy of rows of logits, with ignored rows and label smoothing.
 
-A row's loss is :math:`(1 - \epsilon)(\ell - z_y) + \epsilon (\ell - \bar z)` with the log-sum-exp :math:`\ell`.
+A row's loss is :math:`(1 - \epsilon)(\ell - z_y) + \epsilon (\ell - \bar z)`, with the log-sum-exp :math:`\ell` of the
+logits z, their mean :math:`\bar z`, the target's logit :math:`z_y` and the label smoothing :math:`\epsilon`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["OP", "ignored_rows_law", "reference", "sampled_targets", "scored_row
 
 _SCALE = 2.0
 _PEAKED = 12.0
-# Multiples of this, up to 16 in size, are exact in bfloat16; so are their sums with `_SHIFT`.
+# Multiples of this up to 16 are exact in bfloat16. So are the logits of `grid` and their sums with `_SHIFT`.
 _GRID = 0.125
 _SHIFT = 4.0
 
@@ -35,13 +36,13 @@ def reference(
 ) -> Tensor:
     """The formula; logits (N, V), target (N,) int64, result (N,) for ``none``, else a number, in the logits' dtype.
 
-    Ignored rows have no loss; a mean is over the others.
+    Ignored rows have no loss. A mean is taken over the other rows.
     """
     counted = target != ignore_index
     logps = logits.log_softmax(-1)
     hit = logps.gather(1, torch.where(counted, target, 0).unsqueeze(1))[:, 0]
     losses = -(1 - label_smoothing) * hit
-    if label_smoothing:  # no smoothing of a class that a logit of −∞ rules out is 0, not 0 · ∞
+    if label_smoothing:  # without smoothing, a logit of −∞ would give 0 · ∞ here
         losses = losses - label_smoothing * logps.mean(-1)
     losses = torch.where(counted, losses, 0.0)
     if reduction == "none":
@@ -63,7 +64,7 @@ upcast = rounded_once(reference)
 
 
 def sampled_targets(draw: Draw) -> Tensor:
-    """A class for each of N rows, about a third of them ignored, the first one but never the last: (N,) int64."""
+    """A class for each row, (N,) int64. About a third of the rows are ignored: always the first, never the last."""
     target = draw.integers(draw.dims["N"], high=draw.dims["V"])
     ignored = draw.booleans(draw.dims["N"], probability=0.3)
     ignored[0], ignored[-1] = True, False
@@ -80,7 +81,7 @@ def _sample(draw: Draw) -> dict[str, Any]:
 
 
 def scored_rows(run: Run) -> int:
-    """How many rows the mean is over; 0 where there is none."""
+    """The number of rows that the mean is taken over; 0 if the reduction is not a mean."""
     ignored = run.inputs["target"] == run.parameters.get("ignore_index", -100)
     return int((~ignored).sum()) if run.parameters.get("reduction", "mean") == "mean" else 0
 
@@ -100,7 +101,7 @@ def _error_model(
 
 
 def _shifted(run: Run) -> list[Run] | None:
-    """All logits moved by as much, where that is exact."""
+    """All logits plus a constant; None if that is not exact."""
     logits = run.inputs["logits"]
     moved = logits + _SHIFT
     if not bool((moved - _SHIFT == logits).all()):
@@ -114,7 +115,7 @@ def _unchanged(parts: Sequence[Evaluation], run: Run) -> Evaluation:
 
 
 def ignored_rows_law(name: str) -> Law:
-    """Other values in the ignored rows of the input called ``name`` change nothing."""
+    """The law that other values in ignored rows of the input ``name`` change nothing."""
 
     def changed(run: Run) -> list[Run] | None:
         ignored = run.inputs["target"] == run.parameters.get("ignore_index", -100)
@@ -128,7 +129,7 @@ def ignored_rows_law(name: str) -> Law:
 
 _INEXACT = ("law:shift-invariance",)
 _PRODUCTION = ("forward", "gradients", "determinism")
-# Few terms beside those that grow.
+# The check `growth` lets one dim grow at a time. The other dims stay small.
 _GROWING = Point({"N": 5, "V": 48}, checks=("growth",))
 _POINTS = (
     Point({"N": 37, "V": 129}, without=_INEXACT),

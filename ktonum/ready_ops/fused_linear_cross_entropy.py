@@ -1,4 +1,4 @@
-"""Softmax cross-entropy of a language-model head: logits = input · weightᵀ + bias, and `cross_entropy` of them."""
+"""Softmax cross-entropy of a language-model head: `cross_entropy` of logits = input · weightᵀ + bias."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ktonum.ready_ops.upcasting import rounded_once
 
 __all__ = ["OP", "reference", "torch_fused_linear_cross_entropy", "upcast"]
 
-# Logits of this standard deviation.
+# The standard deviation of the logits.
 _SCALE = 1.5
 
 
 def reference(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, **parameters: Any) -> Tensor:
-    """The formula; input (N, H), weight (V, H), target (N,) int64, bias (V,); parameters as in `cross_entropy`."""
+    """The formula; input (N, H), weight (V, H), target (N,) int64, bias (V,); see `cross_entropy.reference`."""
     return cross_entropy.reference(torch.nn.functional.linear(input, weight, bias), target, **parameters)
 
 
@@ -61,8 +61,8 @@ def _error_model(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """With the gradient c e_v of the logits, ∂x = Σ_v c e_v w_v and ∂w_v = Σ_rows c e_v x.
 
-    Logits err by their product's accumulation; these by one rounding of each 16-bit operand, by p's errors, and by
-    their own accumulation. `eager` rounds the logits too.
+    Logits have the error of the accumulation of their product; `eager` rounds them too. The gradients have the errors
+    of p, one rounding of each operand c e_v, and the error of their own accumulation.
     """
     x, w = inputs["input"].double(), inputs["weight"].double()
     bias = inputs.get("bias")
@@ -77,7 +77,7 @@ def _error_model(
     labelled = LabelledRows.of(logits, variance, inputs["target"], upstream["output"], parameters)
     output, (independent, coherent) = loss_bounds(labelled, arithmetic)
     error = labelled.error
-    # Each of the c e_v is an operand: rounded once, and no nearer than half the spacing of subnormals.
+    # Each c e_v is an operand. It is rounded once. If it is small, the error is up to half the spacing of subnormals.
     tiny = subnormal_rounding(arithmetic.operands)
     rounding = (operand * error).square() + tiny**2 * (error != 0)
     own = independent.square() + rounding
@@ -90,7 +90,7 @@ def _error_model(
         "output": output,
         "grad_input": (
             (own @ w2 + accumulated(of_x, error.square() @ w2, classes)).sqrt(),
-            # What a row's terms share, they share with their signs: its sum may cancel as the gradient itself does.
+            # The terms of a row share this error with their signs. So its sum may cancel like the gradient itself.
             _shared_by_row(labelled, arithmetic, w) + arithmetic.truncation(classes) * of_x.abs(),
         ),
         "grad_weight": (
@@ -106,7 +106,7 @@ def _error_model(
 
 
 def _shared_by_row(rows: LabelledRows, arithmetic: Arithmetic, weight: Tensor) -> Tensor:
-    """What ℓ's error and the stored coefficients do to ∂x = c (Σ_v p_v w_v − Σ_v q_v w_v), (N, H)."""
+    """Effect of the errors of ℓ and of the stored coefficients on ∂x = c (Σ_v p_v w_v − Σ_v q_v w_v), (N, H)."""
     s, c = unit_roundoff(arithmetic.stored), rows.coefficients.abs().unsqueeze(1)
     predicted, wanted = (rows.logits.softmax(-1) @ weight).abs(), (rows.target @ weight).abs()
     smoothing = rows.smoothing_underflow(arithmetic) * (len(weight) * predicted + weight.sum(0).abs())
@@ -114,7 +114,7 @@ def _shared_by_row(rows: LabelledRows, arithmetic: Arithmetic, weight: Tensor) -
 
 
 _PRODUCTION = ("forward", "gradients", "determinism")
-# Few terms beside those that grow.
+# The check `growth` lets one dim grow at a time. The other dims stay small.
 _GROWING = Point({"N": 5, "H": 24, "V": 40}, {}, "bias", ("growth",))
 _POINTS = (
     Point({"N": 37, "H": 70, "V": 301}),

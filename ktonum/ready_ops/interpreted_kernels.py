@@ -1,8 +1,12 @@
-"""What other projects' Triton kernels need to run in Triton's interpreter, where they were never tried.
+"""Lets Triton kernels of other projects run in Triton's interpreter, for which they were not written.
 
-A compiled kernel gets a Python float as a float32 scalar with a ``to``; the interpreter hands it the bare float. An
-autotuner measures times, which mean nothing there: its first configuration is taken. And libdevice is CUDA's: NumPy
-stands in for it. All of it holds only while such a kernel runs, and only under ``TRITON_INTERPRET=1``.
+- A compiled kernel gets a Python float as a float32 scalar, which has a method ``to``. The interpreter passes the bare
+  float. Here it becomes a float32 scalar.
+- An autotuner measures times, which mean nothing in the interpreter. Here it takes its first configuration.
+- libdevice is a CUDA library. Here NumPy and SciPy replace its functions.
+
+This is done only under ``TRITON_INTERPRET=1``, and only in modules that are passed to `make_interpretable`. The
+interpreter itself is changed only while such a kernel runs.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ _LIBDEVICE = ("erf", "rsqrt", "tanh")
 
 
 class _Launched:
-    """A kernel of the interpreter, launched with float scalars as float32; called from another kernel, as it is."""
+    """A kernel of the interpreter. A launch passes floats as float32 scalars; a call by another kernel is unchanged."""
 
     def __init__(self, kernel: Any) -> None:
         self._kernel = kernel
@@ -41,9 +45,9 @@ class _Launched:
 
 
 def make_interpretable(module: ModuleType) -> None:
-    """Make the kernels that ``module`` defines or imports run in the interpreter; a second call changes nothing.
+    """Make the kernels that ``module`` defines or imports run in the interpreter. A second call changes nothing.
 
-    Without ``TRITON_INTERPRET=1`` nothing is touched.
+    Without ``TRITON_INTERPRET=1``, the module is not changed.
     """
     if os.environ.get("TRITON_INTERPRET") != "1":
         return
@@ -77,7 +81,7 @@ def _float_scalars() -> Iterator[None]:
 
 
 def _from_numpy(name: str) -> Callable[[Any], Any]:
-    """A libdevice function of one argument, element by element, in the argument's dtype."""
+    """A replacement for a libdevice function of one argument: elementwise, in the argument's dtype."""
     numpy = importlib.import_module("numpy")
     special = importlib.import_module("scipy.special")
     interpreter = importlib.import_module("triton.runtime.interpreter")

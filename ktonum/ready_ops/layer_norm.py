@@ -1,4 +1,4 @@
-r"""LayerNorm: :math:`y = (x - \mathrm{mean}(x)) \cdot w / \sqrt{\mathrm{var}(x) + \varepsilon} + b`, by row."""
+r"""LayerNorm of each row: :math:`y = (x - \mathrm{mean}(x)) \cdot w / \sqrt{\mathrm{var}(x) + \varepsilon} + b`."""
 
 from __future__ import annotations
 
@@ -53,17 +53,18 @@ def _error_model(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """With c = x − mean(x), r = 1 / std and ĉ = c r: y = ĉ w + b, ∂x = r (g w − mean(g w) − ĉ mean(g w ĉ)).
 
-    A few roundings an element is its own. Those of the mean, of r and of the two means of ∂x a row shares; the mean's
-    error moves c, but not Σ c² to first order. ∂w = Σ_rows g ĉ and ∂b = Σ_rows g. What is stored on the way is no
-    nearer than half the spacing of subnormals: that goes for the two means of ∂x, too, one of which autograd of the
-    formula multiplies by 2 c, which may be large.
+    ∂w = Σ_rows g ĉ and ∂b = Σ_rows g. Each element has a few roundings of its own. A row shares the errors of the mean,
+    of r and of the two means in ∂x. The error of the mean changes c, but to first order it does not change Σ c².
+
+    The error of a stored intermediate value is up to half the spacing of subnormals if the value is small. This is also
+    true of the two means in ∂x. Autograd of the formula multiplies one of them by 2 c, which may be large.
     """
     a, s = arithmetic.accumulator, unit_roundoff(arithmetic.stored)
     x, w, g = inputs["x"].double(), inputs["weight"].double(), upstream["output"].double()
     rows, hidden = x.shape
 
     def of_row_mean(terms: Tensor, roundings: float) -> Tensor:
-        """Error of a row's mean: of adding, of the terms' roundings, of rounding the mean."""
+        """Error of a row's mean: from the additions, from rounding the terms, and from rounding the mean; (N, 1)."""
         total, squares = terms.sum(-1, keepdim=True), terms.square().sum(-1, keepdim=True)
         variance = summation_variance(hidden, total, squares, a) + roundings * s**2 * squares
         error: Tensor = 3 * variance.sqrt() / hidden + 3 * s * total.abs() / hidden
@@ -73,21 +74,23 @@ def _error_model(
     centred = x - x.mean(-1, keepdim=True)
     squares = centred.square()
     r = (squares.mean(-1, keepdim=True) + parameters["eps"]).rsqrt()
-    # r errs by half the relative error of the variance, itself rounded, as ε's sum and the root are.
+    # The relative error of r is half that of the variance, plus the roundings of the variance, of its sum with ε and of
+    # the root.
     of_r = of_row_mean(squares, 2) * r.square() / 2 + 3 * s
     normed, weighted = centred * r, g * w
     through = normed * (weighted * normed).mean(-1, keepdim=True)
     mean_weighted, mean_through = weighted.mean(-1, keepdim=True), (weighted * normed).mean(-1, keepdim=True)
-    # Autograd of the formula adds both terms up before it takes their mean.
+    # Autograd of the formula adds the two terms before it takes the mean.
     of_weighted = of_row_mean(weighted, 1) + of_row_mean(through, 4)
     of_through = of_row_mean(weighted * normed, 3) + of_mean * r * mean_weighted.abs()
     tiny = subnormal_rounding(arithmetic.stored)
-    # mean(g w c) r³ / 2 on its way: the terms g w and g w c of the sum, the sum and half of it, times r³, divided by H.
+    # The errors among subnormals of mean(g w c) r³ / 2: of the terms g w and g w c, of the sum and of half of it, times
+    # r³, divided by H.
     of_terms = 3 * (squares.sum(-1, keepdim=True).sqrt() + hidden**0.5) / 2 + 2
     lost = tiny * (1 + (1 + of_terms * r**3) / hidden)
     size = (weighted.abs() + mean_weighted.abs() + through.abs()) * r
     by_weight, by_bias = g * normed, g
-    # The product g ĉ is stored as well, before it is added up.
+    # The product g ĉ is also stored, before it is summed.
     weight_variance = (
         by_weight.square() * (of_r.square() + 9 * s**2) + (g * r * of_mean).square() + tiny**2 * (g.square() + 1)
     ).sum(0)
@@ -114,7 +117,7 @@ def _error_model(
 
 _EPS = {"eps": 1e-5}
 _PRODUCTION = ("forward", "gradients", "determinism")
-# Few terms beside those that grow.
+# The check `growth` lets one dim grow at a time. The other dims stay small.
 _GROWING = Point({"N": 5, "H": 48}, _EPS, checks=("growth",))
 _POINTS = (
     Point({"N": 37, "H": 129}, _EPS),

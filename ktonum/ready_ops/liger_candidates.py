@@ -1,6 +1,6 @@
-"""Liger-Kernel's Triton kernels under the ops' own signatures, imported when one is asked for by name.
+"""Liger-Kernel's Triton kernels with the signatures of the ready ops. They are imported at their first use by name.
 
-Needs ``pip install 'ktonum[peers]'``.
+They need ``pip install 'ktonum[peers]'``.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 from ktonum.errors import UsageError
 from ktonum.ready_ops.interpreted_kernels import make_interpretable
 
-# Where the kernels live that these ops launch.
+# The modules of ``liger_kernel.ops`` with the kernels that these ops launch.
 _KERNELS = ("rms_norm", "layer_norm", "swiglu", "cross_entropy", "fused_linear_cross_entropy", "utils")
 
 
 def _functional() -> Any:
-    """Liger-Kernel's functions, its kernels fit for the interpreter.
+    """Liger-Kernel's functions, after its kernels are made to run in the interpreter.
 
     Raises:
-        UsageError: It cannot be imported.
+        UsageError: Liger-Kernel cannot be imported.
     """
     try:
         modules: list[ModuleType] = [importlib.import_module(f"liger_kernel.ops.{kernel}") for kernel in _KERNELS]
@@ -37,9 +37,9 @@ def _functional() -> Any:
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Any:
-    """`liger_rms_norm` with its defaults: the Llama casting mode, the gradient written over the upstream gradient."""
+    """`liger_rms_norm` with its defaults: the Llama casting mode, and backward overwrites the upstream gradient."""
     if x.dtype == torch.float64:
-        raise UsageError("liger_rms_norm takes no float64")
+        raise UsageError("liger_rms_norm does not accept float64: audit it in bf16, fp16 or fp32")
     return _functional().liger_rms_norm(x, weight, eps)
 
 
@@ -71,7 +71,7 @@ _CANDIDATES: dict[str, Callable[..., Any]] = {
 
 
 def __getattr__(name: str) -> Callable[..., Any]:
-    """A candidate by its op's name. Asking imports Liger-Kernel: that it is missing is one mistake, not one a case."""
+    """A candidate by its op's name. It imports Liger-Kernel now, so that a missing package is not an error per case."""
     if name not in _CANDIDATES:
         raise AttributeError(f"module {__name__!r} has no candidate {name!r}: it has {', '.join(_CANDIDATES)}")
     _functional()

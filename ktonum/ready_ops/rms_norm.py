@@ -1,4 +1,4 @@
-r"""RMSNorm: :math:`y = x \cdot w / \sqrt{\mathrm{mean}(x^2) + \varepsilon}`, by row."""
+r"""RMSNorm of each row: :math:`y = x \cdot w / \sqrt{\mathrm{mean}(x^2) + \varepsilon}`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["OP", "reference", "torch_rms_norm", "upcast"]
 
 
 def reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The formula; x (N, H), weight (H,), result (N, H), in the dtype that they have."""
+    """The formula; x (N, H), weight (H,), result (N, H), in their dtype."""
     return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight
 
 
@@ -47,9 +47,11 @@ def _error_model(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """With r = 1 / rms and the mean m of g w x: y = x r w, ∂x = r g w − x r³ m, ∂w = Σ_rows g x r.
 
-    A few roundings an element are its own; those of r, and of m, a row shares. What is stored on the way is no nearer
-    than half the spacing of subnormals, which in float16 small elements among outliers are. Autograd of the formula
-    stores r³ m / 2, too, before it is multiplied by 2 x, which may be large.
+    Each element has a few roundings of its own. A row shares the errors of r and m.
+
+    The error of a stored intermediate value is up to half the spacing of subnormals if the value is small. In float16,
+    small elements among outliers are subnormal. Autograd of the formula also stores r³ m / 2, before it multiplies by
+    2 x, which may be large.
     """
     a, s = arithmetic.accumulator, unit_roundoff(arithmetic.stored)
     x, w, g = inputs["x"].double(), inputs["weight"].double(), upstream["output"].double()
@@ -58,7 +60,7 @@ def _error_model(
     total = squares.sum(-1, keepdim=True)
     r = (total / hidden + parameters["eps"]).rsqrt()
     fourth = squares.square().sum(-1, keepdim=True)
-    # r errs by half the error of mean(x²), of adding it up and of rounding every square, relative to mean(x²) + ε.
+    # The relative error of r is half that of mean(x²) + ε, from the additions and from the rounding of every square.
     of_r = (summation_variance(hidden, total, fourth, a) + s**2 * fourth) * (r.square() / hidden / 2).square()
     shared = 3 * of_r.sqrt() + 3 * s
     products = g * w * x
@@ -70,7 +72,8 @@ def _error_model(
     by_weight = g * x * r
     by_weight_squares = by_weight.square()
     tiny = subnormal_rounding(arithmetic.stored)
-    # r³ m / 2 on its way: the terms g w and g w x of the sum, the sum and half of it, times r³, divided by H.
+    # The errors among subnormals of r³ m / 2: of the terms g w and g w x, of the sum and of half of it, times r³,
+    # divided by H.
     of_terms = 3 * (total.sqrt() + hidden**0.5) / 2 + 2
     lost = tiny * (1 + (1 + of_terms * r**3) / hidden)
     columns = summation_variance(rows, by_weight.sum(0), by_weight_squares.sum(0), a)
@@ -89,7 +92,7 @@ def _error_model(
 
 _EPS = {"eps": 1e-6}
 _PRODUCTION = ("forward", "gradients", "determinism")
-# Few terms beside those that grow.
+# The check `growth` lets one dim grow at a time. The other dims stay small.
 _GROWING = Point({"N": 5, "H": 48}, _EPS, checks=("growth",))
 _POINTS = (
     Point({"N": 37, "H": 129}, _EPS),

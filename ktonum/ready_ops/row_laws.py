@@ -1,4 +1,4 @@
-"""Laws of ops whose rows are independent: they may be split and permuted."""
+"""Laws of ops with independent rows: the rows may be split and permuted."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def row_laws(*rows: str, counted: Callable[[Run], int] | None = None) -> tuple[L
     """The laws ``row split`` and ``permutation``.
 
     Args:
-        rows: Inputs whose first dimension is that of the rows; the others, and their gradients, belong to all rows.
-        counted: How many rows a run's mean is taken over, where the op reduces its rows to a mean; None or 0: it does
-            not. An unreduced output has one entry a row, a reduced one none.
+        rows: Names of the inputs whose first dim is the rows. All rows share the other inputs and their gradients.
+        counted: Returns how many rows a run's mean is taken over, or 0 if the op does not reduce its rows to a mean.
+            None means that it never does. Outputs with a dim have one entry for each row. An output without a dim is a
+            sum or a mean over the rows.
     """
 
     def selected(run: Run, index: Tensor) -> Run:
@@ -32,7 +33,7 @@ def row_laws(*rows: str, counted: Callable[[Run], int] | None = None) -> tuple[L
 
     def halves(run: Run) -> list[Run] | None:
         index = index_of(run)
-        # Not the middle, which might be a tile's edge.
+        # Do not split in the middle, which may be a tile's edge.
         first = (2 * index.numel()) // 5
         parts = [selected(run, index[:first]), selected(run, index[first:])]
         empty = not first or (counted is not None and any(counted(part) == 0 for part in parts) and counted(run) > 0)
@@ -57,7 +58,7 @@ def row_laws(*rows: str, counted: Callable[[Run], int] | None = None) -> tuple[L
         gradients = {
             k: put_together([p.gradients[k] for p in parts], k in rows)
             for k, v in first.gradients.items()
-            # Parts that cancel are rounded to 16 bits by more than their sum's bound grants.
+            # Leave out shared gradients in 16 bits. If the parts cancel, their roundings exceed the bound on their sum.
             if k in rows or (v is not None and v.element_size() > 2)
         }
         return Evaluation(outputs, gradients)
@@ -72,7 +73,7 @@ def row_laws(*rows: str, counted: Callable[[Run], int] | None = None) -> tuple[L
         gradients = {k: v.flip(0) if v is not None and k in rows else v for k, v in part.gradients.items()}
         return Evaluation(outputs, gradients)
 
-    # The whole is rounded once, and each part, scaled by its share, by up to two half units in the last place.
+    # The whole is rounded once. The rounding error of a part, times its share, is up to two half units of the whole.
     return Law("row split", halves, joined, scale=3.0), Law("permutation", reversed_rows, restored)
 
 

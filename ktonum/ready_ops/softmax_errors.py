@@ -1,16 +1,20 @@
-r"""Rounding-error analysis of softmax cross-entropy, for losses on given logits and on projected ones.
+r"""Rounding-error analysis of softmax cross-entropy, for losses of given logits and of logits from a projection.
 
-With :math:`\ell` the log-sum-exp, p the softmax, q the smoothed target, and :math:`e = p - q` of a row, u the
-accumulator's and s the stored dtype's roundoff:
+For a row, let z be the logits, :math:`\alpha_v` the amplitude of the error of :math:`z_v`, :math:`\ell` the
+log-sum-exp, p the softmax, q the smoothed target, :math:`e = p - q`, and c the upstream gradient of the row's loss. Let
+u be the roundoff of the accumulator and s that of the stored dtype.
 
-- an exponential errs by its argument's rounding and the logit's own error, relative to itself;
-- :math:`\mathrm{var}\,\ell = \sum_v p_v^2 (\alpha_v^2 + u^2 (2 + |z_v - \ell|)^2) + u^2 (V/3 + \ell^2)`, the sum of V
-  positive numbers added one by one;
-- a row's loss errs by that, by its target's logit, and by what `eager` stores: the log-probabilities;
-- :math:`\partial z_v = c e_v` errs in each p_v on its own, and by the row's :math:`\ell` in all of them alike;
-- under `eager`, autograd of a smoothed loss stores c q_v, one number for all classes but the target's. Among subnormals
-  its rounding is up to :math:`\delta = \min(\eta, c q_v)`, :math:`\eta` half their spacing, the same for all of
-  them; their sum errs by V δ and comes back times p_v. In float16 errors were up to 1.7 times the bound without it.
+- The relative error of an exponential is the rounding error of its argument plus the logit's own error.
+- :math:`\mathrm{var}\,\ell = \sum_v p_v^2 (\alpha_v^2 + u^2 (2 + |z_v - \ell|)^2) + u^2 (V/3 + \ell^2)`. The term V/3
+  comes from V positive numbers that are added one by one.
+- A row's loss has this error, the error of its target's logit, and under `eager` the roundings of the stored
+  log-probabilities.
+- In :math:`\partial z_v = c e_v`, each :math:`p_v` has an error of its own, and all of them share the error of
+  :math:`\ell`.
+- Under `eager`, autograd of a smoothed loss stores c q_v, which is one number for all classes except the target. If it
+  is subnormal, its rounding error is up to :math:`\delta = \min(\eta, c q_v)`, with :math:`\eta` half the spacing of
+  subnormals. All these classes have the same error. Their sum has the error V δ, which :math:`p_v` then multiplies. In
+  float16, errors were up to 1.7 times the bound without this term.
 """
 
 from __future__ import annotations
@@ -32,10 +36,10 @@ class LabelledRows:
     """Rows of logits with their labels, all float64.
 
     Attributes:
-        logits: (N, V).
-        variance: The logits' own errors, squared amplitudes, (N, V).
-        counted: Rows that have a loss, (N,).
-        target: q, (N, V): what the softmax should be; zero in rows that are not counted.
+        logits: z, (N, V).
+        variance: α², the squared amplitudes of the logits' own errors, (N, V).
+        counted: True for rows that have a loss, (N,), bool.
+        target: q, the smoothed target of the softmax, (N, V); zero in rows that are not counted.
         coefficients: ∂ Σ⟨upstream, output⟩ / ∂ loss_i, (N,); zero in rows that are not counted.
         smoothing: The label smoothing.
         reduction: ``mean``, ``sum`` or ``none``.
@@ -75,7 +79,7 @@ class LabelledRows:
         return self.coefficients.unsqueeze(1) * (self.logits.softmax(-1) - self.target)
 
     def logsumexp_variance(self, arithmetic: Arithmetic) -> Tensor:
-        """Of ℓ, (N, 1); `eager` stores the exponentials, their sum S, and log S."""
+        """The variance of ℓ, (N, 1). `eager` also rounds the exponentials, their sum S, and log S."""
         u, s = unit_roundoff(arithmetic.accumulator), unit_roundoff(arithmetic.stored)
         p, logsumexp = self.logits.softmax(-1), self.logsumexp
         own = self.variance + (u * (2 + (self.logits - logsumexp).abs())).square()
@@ -85,7 +89,7 @@ class LabelledRows:
         return (p.square() * own).sum(-1, keepdim=True) + u**2 * (classes / 3 + logsumexp.square()) + stored
 
     def probability_variance(self, arithmetic: Arithmetic) -> Tensor:
-        """Of each p, relative to it, (N, V), apart from ℓ's."""
+        """The variance of the relative error of each p, without the error of ℓ; (N, V)."""
         u = unit_roundoff(arithmetic.accumulator)
         distance = (self.logits - self.logsumexp).abs()
         own = self.variance + (u * (2 + distance)).square()
@@ -94,7 +98,7 @@ class LabelledRows:
         return own
 
     def smoothing_underflow(self, arithmetic: Arithmetic) -> Tensor:
-        """δ, (N, 1): what the stored c q_v of all classes but the target's may lose among subnormals, all alike."""
+        """δ, (N, 1): the error among subnormals of the stored c q_v, which all classes except the target share."""
         stored = self.coefficients.abs().unsqueeze(1) * self.smoothing / self.logits.shape[1]
         return stored.clamp(max=subnormal_rounding(arithmetic.stored))
 
@@ -105,7 +109,7 @@ def loss_bounds(rows: LabelledRows, arithmetic: Arithmetic) -> tuple[tuple[Tenso
     distance = (rows.logits - rows.logsumexp).abs()
     shared = rows.logsumexp_variance(arithmetic)[:, 0]
     losses = (rows.target * distance).sum(-1)
-    # The smoothed mean adds V numbers of one sign.
+    # The mean of label smoothing adds V numbers of one sign.
     adding = u**2 * rows.logits.shape[1] / 3 * (rows.smoothing * distance.mean(-1)).square()
     own = (
         (rows.target.square() * (rows.variance + (s * distance).square())).sum(-1) + adding + (2 * s * losses).square()
@@ -121,9 +125,9 @@ def loss_bounds(rows: LabelledRows, arithmetic: Arithmetic) -> tuple[tuple[Tenso
     p, c = rows.logits.softmax(-1), rows.coefficients.abs().unsqueeze(1)
     underflow = subnormal_rounding(arithmetic.stored)
     independent = c * p * rows.probability_variance(arithmetic).sqrt() + 3 * s * rows.error.abs()
-    # In float64: a boolean would make it float32, in which float32's own is zero.
+    # Convert the boolean to float64. The product would be float32 otherwise, and zero if ``underflow`` is float32's.
     independent = independent + underflow * (c > 0).to(c.dtype)
-    # Where p is far below q, elements are nearly c q, one number for many, and their last rounding is one as well.
+    # If p is far below q, many elements are nearly c q, which is one number. So their last roundings are the same.
     alike = unit_roundoff(arithmetic.operands) * rows.target
     coherent = c * (3 * shared.sqrt().unsqueeze(1) * p + 2 * s * (p + rows.target) + alike)
     # δ (1 + V p_v)

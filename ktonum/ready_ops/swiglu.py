@@ -1,4 +1,4 @@
-r"""SwiGLU: :math:`y = a \, \sigma(a) \, b`, element by element, for the two halves of a gated feed-forward layer."""
+r"""SwiGLU, elementwise: :math:`y = a \, \sigma(a) \, b` for the two halves a, b of a gated feed-forward layer."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from ktonum.ready_ops.upcasting import rounded_once
 
 __all__ = ["OP", "reference", "torch_swiglu", "upcast"]
 
-# Beyond about 11 the gate is its own silu to float32's last place, and its product with an upstream gradient of few
-# bits a tie of 16-bit rounding, always broken the same way: a bias of 2e-4 that correct rounding has as well.
+# Standard deviation of the gate in `wide`. A larger one makes many gates saturate, so that silu equals the gate. Its
+# product with an upstream gradient of few bits is then often a tie of 16-bit rounding, and such ties are always broken
+# in the same way. This gives a bias of 2e-4, also with correct rounding.
 _WIDE = 3.0
 
 
@@ -31,7 +32,7 @@ def reference(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def torch_swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """`torch.nn.functional.silu` times the other half, as models write it."""
+    """`torch.nn.functional.silu` of the gate times the other half, as in the code of models."""
     return torch.nn.functional.silu(gate) * up
 
 
@@ -56,27 +57,28 @@ def _error_model(
     oracle: Evaluation,
     arithmetic: Arithmetic,
 ) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """σ errs by e^−a's argument and the quotient; ∂a = g b (σ + a σ (1 − σ)) through both its σ, whose error is one.
+    """σ has the errors of e^−a and of the quotient. ∂a = g b (σ + a σ (1 − σ)) depends twice on this same σ.
 
-    The mean over arguments of the exponential's error and of the quotient's all elements share. What is stored on the
-    way is no nearer than half the spacing of subnormals: in float16, small sigmoids are not. And where 1 + e^−a
-    overflows, all of σ = 1 / (1 + e^−a) is lost.
+    All elements share the mean error, over arguments, of the exponential and of the quotient. The error of a stored
+    intermediate value is up to half the spacing of subnormals if the value is small, as small sigmoids are in float16.
+    Where 1 + e^−a overflows, σ = 1 / (1 + e^−a) is lost completely.
     """
     u, s = unit_roundoff(arithmetic.accumulator), unit_roundoff(arithmetic.stored)
     a, b, g = inputs["gate"].double(), inputs["up"].double(), upstream["output"].double()
     sigma = torch.sigmoid(a)
-    # Relative error of σ: its exponential's is at most 1 + |a| roundings, and counts as far as it counts in 1 + e^−a.
+    # Relative error of σ: that of the exponential is at most |a| + 2 roundings, times the exponential's share 1 − σ of
+    # 1 + e^−a. The sum and the quotient add two roundings.
     of_sigma = u * ((1 - sigma) * (a.abs() + 2) + 2) + s
     of_sigma = torch.where(sigma * torch.finfo(arithmetic.accumulator).max < 1, of_sigma.clamp(min=1.0), of_sigma)
     silu = a * sigma
     slope = sigma + a.abs() * sigma * (1 - sigma)
     of_slope = (1 + a * (1 - 2 * sigma)).abs() * sigma * of_sigma + 4 * s * slope
     tiny = subnormal_rounding(arithmetic.stored)
-    lost = tiny * (1 + a.abs())  # of σ, and of silu
-    shared = FUNCTION_BIAS * u * (2 - sigma)  # the exponential's counts as far as it does in 1 + e^−a
+    lost = tiny * (1 + a.abs())  # of σ, times a, and of silu
+    shared = FUNCTION_BIAS * u * (2 - sigma)  # of the quotient, and of the exponential, times its share 1 − σ
     shared_slope = (1 + a * (1 - 2 * sigma)).abs() * sigma * shared
     own, own_slope = silu.abs() * (of_sigma + 2 * s) + lost, of_slope + 2 * lost
-    # What storing σ, or silu, does to the results: where they saturate that is no matter of chance.
+    # The errors of storing σ or silu. They are not random where σ or silu saturates.
     by_sigma, by_silu = (t.to(arithmetic.stored).double() - t for t in (sigma, silu))
     slope_by_sigma = (1 + a * (1 - 2 * sigma)) * by_sigma
 
@@ -85,7 +87,7 @@ def _error_model(
             return 0.0
         e = factor * exact
         found = sum(abs(float((factor * t * e).sum())) for t in stored) / (float(e.square().sum()) or 1.0)
-        return found if math.isfinite(found) else 0.0  # what overflows has no bias
+        return found if math.isfinite(found) else 0.0  # not finite if something overflows
 
     return {
         "output": (b.abs() * own, (silu * b).abs() * shared, bias(b, silu, a * by_sigma, by_silu)),

@@ -1,4 +1,7 @@
-"""The candidate that every op has: its reference, run wide and rounded once. It meets `precise` by construction."""
+"""The candidate ``upcast`` of every ready op: its reference in float32, rounded once.
+
+It meets `precise` by construction.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ __all__ = ["rounded_once"]
 
 
 def rounded_once(reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``reference`` in float32 (float64 for float64 inputs), its output rounded to the first floating input's dtype."""
+    """``reference`` in float32 (float64 for float64 inputs), rounded to the dtype of the first floating input."""
 
     def candidate(**inputs: Any) -> Tensor:
         given = next(v.dtype for v in inputs.values() if isinstance(v, Tensor) and v.is_floating_point())

@@ -1,4 +1,4 @@
-"""Other projects' kernels in Triton's interpreter: made to run there, and not believed where it is wrong."""
+"""Kernels of other projects in Triton's interpreter: they run there, and results are refused where it is wrong."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ktonum.errors import UsageError
 from ktonum.ready_ops.interpreted_kernels import make_interpretable
 from ktonum.results import CheckResult, Verdict
 
-pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="kernels are compiled here")
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_compiled_kernels_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     assert dict(vars(module)) == before
 
 
-#: A tile of each kernel, and a rest: the interpreter takes as long for a long reduction as for all other checks.
+#: Dims of about one tile. In the interpreter, a long reduction takes as long as all other checks together.
 SMALL = {
     "rms_norm": {"N": 3, "H": 20},
     "layer_norm": {"N": 3, "H": 20},
@@ -122,7 +122,7 @@ LIGER = pytest.mark.parametrize(
 
 
 def _results(name: str, dtype: str, *, small: bool) -> list[CheckResult]:
-    """Every check of the quick profile, or all but growth at a single small point."""
+    """The results of all checks of the quick profile, or of all but `growth` at one small point."""
     op: Op = load_object(f"ktonum.ready_ops.{name}:OP").with_candidate("liger")
     if small:
         first = op.points("quick")[0]
@@ -133,7 +133,7 @@ def _results(name: str, dtype: str, *, small: bool) -> list[CheckResult]:
 @LIGER
 def test_liger_kernels_run_in_float32_and_what_they_overwrite_is_flagged(name: str, small: bool) -> None:
     pytest.importorskip("liger_kernel")
-    # Gradients are written over the upstream gradient, the inputs or the logits; see docs/findings.md.
+    # Gradients overwrite the upstream gradient, the inputs or the logits; see docs/findings.md.
     known = {
         "rms_norm": {"unmodified"},
         "swiglu": {"unmodified", "graph"},

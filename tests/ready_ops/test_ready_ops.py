@@ -1,4 +1,4 @@
-"""The ready ops: right implementations pass their audits, planted defects do not."""
+"""The ready ops: right implementations pass their audits, and planted defects do not."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_reference_rounded_once_meets_precise(name: str, dtype: str) -> None
 
 
 def test_subnormal_elements_among_peaked_logits_are_granted_their_spacing() -> None:
-    """A gradient of 1.8e-43, whose softmax is rounded to a subnormal float32; calibration came upon it."""
+    """A calibration met a gradient of 1.8e-43, whose softmax is rounded to a subnormal float32."""
     op = OPS["cross_entropy"].with_candidate("upcast")
     point = next(p for p in op.points("quick") if p.distribution == "peaked")
     case = Case(op.name, point, "fp32", "cpu", offset=1114)
@@ -98,10 +98,10 @@ def test_the_reference_itself_meets_eager(name: str, dtype: str) -> None:
     ("rows", "middle", "scale"), [(1024, 9.0, 0.5), pytest.param(2560, 0.0, 8.0, marks=pytest.mark.exhaustive)]
 )
 def test_what_saturated_intermediates_shift_is_granted(rows: int, middle: float, scale: float) -> None:
-    """Where a sigmoid saturates, roundings of what is stored are no matter of chance, however many elements there are.
+    """Where a sigmoid saturates, the roundings of stored values do not average out, however many elements there are.
 
-    Met over 1.2e8 elements on an H100: right silu rounded to float16 is 1.2e-5 too long, plain PyTorch's 1.4e-5 short.
-    At a scale of 8 the one is 2.1e-5 too long, and the other right.
+    Seen for 1.2e8 elements on an H100: the exact silu rounded to float16 has a signed bias of +1.2e-5, and that of
+    plain PyTorch −1.4e-5. At a scale of 8, the first has +2.1e-5, and the second has none.
     """
 
     def saturated(draw: Draw) -> dict[str, Tensor]:
@@ -116,7 +116,7 @@ def test_what_saturated_intermediates_shift_is_granted(rows: int, middle: float,
         return next(m for m in probe.measure(tensor, "eager") if m.name == "output/signed_bias")
 
     found, granted = bias(probe.actual), context.bounds("eager")["output"].bias
-    assert found.within and found.value > found.bound - granted, "else this shows nothing"
+    assert found.within and found.value > found.bound - granted, "the granted bias is not needed here"
     exact = context.oracle.tensors()["output"]
     assert not bias((exact * (1 + 3 * found.bound)).half()).within
 
@@ -132,13 +132,13 @@ def test_a_functions_mean_error_is_granted_in_float32() -> None:
         scaled = (exact * (1 + roundings * 2.0**-24)).float()
         return all(m.within for m in probe.measure(scaled, "precise"))
 
-    # What an H100's exponential shifts; and a store that truncates, on the average of mantissas.
+    # The bias of an H100's exponential is allowed. The mean bias of a store that truncates is not.
     assert granted(0.08) and not granted(-0.72)
 
 
 @combinations("name, standard, dtypes", list(OPS), ("precise", "eager"), [("bf16", "fp64"), ("fp16", "fp32")])
 def test_the_full_profile_passes_at_its_other_points_too(name: str, standard: str, dtypes: tuple[str, ...]) -> None:
-    """Small elements among outliers are subnormal in float16: the bound of `rms_norm` once granted them nothing."""
+    """Small elements among outliers are subnormal in float16. The bound of `rms_norm` once allowed them no error."""
     right = OPS[name].with_candidate("upcast").candidate if standard == "precise" else OPS[name].reference
     op = replace(OPS[name], candidate=right)
     cases = [c for c in op.cases(profile="full", dtypes=dtypes, device="cpu") if c.point not in op.points("quick")]
@@ -180,7 +180,7 @@ def test_a_planted_defect_is_flagged(defect: OpDefect, dtype: str) -> None:
         for name in defect.flagged_by
         if name in {check.name for check in checks_for(op, case)}
     ]
-    assert {name for _, name in asked} >= {*defect.flagged_by} - {"gradcheck"}, "the defect shows nowhere"
+    assert {name for _, name in asked} >= {*defect.flagged_by} - {"gradcheck"}, "a check runs at no case"
     contexts = {case.name: CaseContext(op, case) for case in cases}
     for case, name in asked:
         result = run_check(check_named(op, case, name), contexts[case.name])
@@ -209,7 +209,7 @@ def test_an_unknown_distribution_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize(("scale", "verdict"), [(2.0, Verdict.FAIL), (3.0, Verdict.PASS)])
 def test_a_law_is_held_to_as_many_bounds_as_it_says(scale: float, verdict: Verdict) -> None:
-    """One element is off by two and a half half units in the last place."""
+    """One element is off by 1.25 units in the last place, which is 2.5 roundings."""
 
     def moved(parts: Sequence[Evaluation], run: Run) -> Evaluation:
         output = parts[0].outputs["output"]
