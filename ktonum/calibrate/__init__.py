@@ -1,4 +1,5 @@
-"""`ktonum calibrate`: measures errors of right implementations and makes the rows of tolerance tables of them.
+"""`ktonum calibrate`: measures errors of right implementations, from which it makes the rows of tolerance tables.
 
-Blocks of seeds are measured and kept in a file of samples; tails are fitted; rows tighten, or loosen for a reason.
+It measures blocks of seeds and keeps their errors in a file of samples. Tails are fitted to these errors. New rows may
+have tighter tolerances than the old ones, or looser ones with a reason.
 """

@@ -1,4 +1,4 @@
-"""Fresh samples against the rows of a table: what ``ktonum calibrate --check`` says."""
+"""Compares fresh samples with the rows of a table, for ``ktonum calibrate --check``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["Held", "hold_against_rows"]
 
 @dataclass(frozen=True)
 class Held:
-    """One pool of samples against its row.
+    """One pool of samples, compared with its row.
 
     Attributes:
         name: The row's key in words.
-        within: Whether no sample exceeds the row's tolerances; without a row, the derived bounds.
+        within: Whether all samples are within the derived bounds and, if there is a row, within its tolerances.
         measured: Whether there is a row.
-        said: The verdict in a line: the largest error, the tolerance, which row and why, or why there is none.
+        said: The result in one line: the largest error, the tolerance and the row, or why there is no row.
     """
 
     name: str
@@ -31,13 +31,13 @@ class Held:
 def hold_against_rows(
     pools: Mapping[tuple[str, str, str], Pool], table: Table | None, *, device_class: str, device: str
 ) -> list[Held]:
-    """Every pool against the row with its key.
+    """Compare every pool with the row that has its key.
 
     Args:
         pools: Samples by (output, measure, dtype).
-        table: The op's table; None where there is none.
-        device_class: That of the samples.
-        device: The name of the device they were measured on.
+        table: The op's table, or None.
+        device_class: The device class of the samples.
+        device: The name of the device on which the samples were measured.
     """
     held = []
     for (output, measure, dtype), pool in sorted(pools.items()):

@@ -1,4 +1,4 @@
-"""Errors of one block of seeds: in roundings of the output, and as shares of what an audit grants."""
+"""Errors of one block of seeds: in roundings of the output, and as shares of an audit's bounds."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from ktonum.measure.probe import bounded_probe
 
 __all__ = ["Series", "sample_block"]
 
-# Up to so many elements, an error is measured on the CPU: hundreds of waits for a GPU would take longer.
+# Errors of tensors with up to this many elements are measured on the CPU. Hundreds of waits for a GPU take longer.
 _SMALL = 2**20
 
 
 @dataclass(frozen=True)
 class Series:
-    """One tensor in one measure over the seeds of a block.
+    """The errors of one tensor in one measure; each tuple has an entry for each seed of a block.
 
     Attributes:
-        output: The tensor's name, gradients as ``grad_INPUT``.
+        output: The tensor's name; a gradient's is ``grad_INPUT``.
         measure: One of `ktonum.tolerances.tables.MEASURES`.
         stored: The name of the tensor's dtype.
-        errors: In the measure's unit.
-        bounds: Derived for each error, in the same unit.
-        shares: The same errors measured as an audit does, as shares of the bound.
-        elements: Each tensor's size.
+        errors: The errors, in the unit of the measure.
+        bounds: The derived bounds on these errors, in the same unit.
+        shares: The same errors as an audit measures them, as shares of its bounds.
+        elements: The tensor's number of elements.
     """
 
     output: str
@@ -43,7 +43,7 @@ class Series:
 
     @property
     def beyond(self) -> str:
-        """The first error beyond its bound, in words; empty where there is none."""
+        """The first error beyond its bound, in words; empty if there is none."""
         for error, bound, share in zip(self.errors, self.bounds, self.shares, strict=True):
             if not (error <= bound and share <= 1):
                 return f"{self.output}/{self.measure} = {error:.4g}, bound {bound:.4g}; {share:.4g} of an audit's bound"
@@ -51,12 +51,14 @@ class Series:
 
 
 def sample_block(block: Block) -> tuple[Series, ...]:
-    """Run the candidate on every seed of the block and measure what comes out.
+    """Run the candidate for every seed of the block and measure the errors of its outputs and gradients.
 
-    Tensors that may cancel to nothing, and those that are exactly zero, have no error in roundings of themselves.
+    Tensors that the op declares `cancelling` are left out, and those whose finite elements are all exactly zero,
+    because their errors cannot be counted in their own roundings.
 
     Raises:
-        KtonumError: The candidate raised, refused the case, or returned another structure than the reference.
+        KtonumError: The candidate raised an exception, refused the case, or returned another structure than the
+            reference.
     """
     found: dict[tuple[str, str], Series] = {}
     for case in block.cases():

@@ -1,4 +1,4 @@
-"""A calibration on the terminal: a progress bar, or a line now and then where none can be drawn."""
+"""The progress of a calibration: a bar on a terminal, and otherwise a line now and then."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from ktonum.results import CheckResult, Verdict
 
 __all__ = ["SamplingView"]
 
-# Lines in a log, about.
+# About this many lines are written to a log.
 _LINES = 10
 
 
 class SamplingView:
-    """What is seen while errors are measured. A context manager: the progress bar is gone when it ends.
+    """Shows the progress while errors are measured. It is a context manager, and removes the bar when it ends.
 
     Args:
-        console: Where to print.
-        total: How many blocks there are.
+        console: The console to print to.
+        total: The number of blocks.
     """
 
     def __init__(self, console: Console, total: int) -> None:
@@ -45,7 +45,7 @@ class SamplingView:
         self._progress.stop()
 
     def show(self, result: CheckResult) -> None:
-        """Move on by a block; say what went wrong with it."""
+        """Count a block as done, and print its result if something went wrong."""
         self._done += 1
         self._progress.update(self._task, advance=1, description="measuring")
         if result.verdict is not Verdict.INCONCLUSIVE:

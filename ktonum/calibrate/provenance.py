@@ -1,4 +1,4 @@
-"""What a table says of the run that made its rows."""
+"""The provenance of a table: how its rows were measured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,16 @@ def provenance_of(
     command: str,
     false_alarm: float,
 ) -> Provenance:
-    """What `describe_environment` said, what was asked for, and the largest dims of the blocks."""
+    """The provenance of the rows that are made from ``blocks``.
+
+    Args:
+        op: The op.
+        wanted: The request.
+        blocks: The measured blocks. The largest size of each of their dims is recorded.
+        environment: The result of `ktonum.report.environment.describe_environment`.
+        command: The command line.
+        false_alarm: The probability that a right result exceeds a tolerance.
+    """
     packages, device = environment["packages"], environment["device"]
     dims: dict[str, int] = {}
     for block in blocks:

@@ -1,7 +1,7 @@
-"""The samples of a calibration on disk: a line of JSON for each block, appended as it is measured.
+"""The file with the samples of a calibration. It has a line of JSON for each block, added when the block is measured.
 
-A killed run goes on where it was. A block counts as measured when code, versions and device are the same; a line that
-was cut off does not count.
+A run that was killed continues where it stopped. A block is not measured again if its line was made with the same code,
+versions and device. A line that was cut off is ignored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["append_samples", "made_with", "read_samples"]
 
 
 def made_with(block: Block) -> dict[str, str]:
-    """What the errors of a block depend on beside its name: code, versions, device."""
+    """The code, versions and device that the errors of a block depend on, in addition to its name."""
     environment = _environment(block.case.device)
     return {"code": _digest(block.op), **environment}
 
@@ -41,18 +41,18 @@ def _environment(device: str) -> dict[str, str]:
 
 
 def _digest(op: Op) -> str:
-    """Of all sources that an error may depend on: what measures, and what the op's own functions are made of."""
+    """A digest of all sources that an error may depend on: those that measure, and those of the op's own functions."""
     candidate = load_object(op.candidate) if isinstance(op.candidate, str) else op.candidate
     functions = (candidate, op.reference, op.sample)
     modules = {module.__name__ for module in map(inspect.getmodule, functions) if module is not None}
-    # A file that was loaded by its path is in no package; its contents follow, and its name depends on the folder. The
-    # ``apply`` of a `torch.autograd.Function` is torch's, and torch is known by its version.
+    # A file that was loaded by its path is not in a package, and its module's name depends on the folder. Its contents
+    # are added below. The ``apply`` of a `torch.autograd.Function` belongs to torch, whose version is recorded.
     followed = {name for name in modules if not name.startswith((FILE_MODULE, "torch."))}
     digest = hashlib.sha256(_digest_of_modules((block_errors.__name__, *sorted(followed))))
     for function in functions:
         try:
             digest.update(Path(inspect.getfile(function)).read_bytes())
-        except (OSError, TypeError):  # made elsewhere than in a file, such as a functools.partial
+        except (OSError, TypeError):  # not defined in a file, for example a functools.partial
             digest.update(repr(type(function)).encode())
     return digest.hexdigest()[:16]
 
@@ -66,7 +66,7 @@ def _digest_of_modules(modules: tuple[str, ...]) -> bytes:
 
 
 def append_samples(file: Path, block: Block, series: tuple[Series, ...]) -> None:
-    """Add a line; several processes may at once."""
+    """Add a line for a block. Several processes may do this at the same time."""
     record = {"block": block.name, "made_with": made_with(block), "series": [asdict(s) for s in series]}
     line = json.dumps(record, separators=(",", ":")).encode()
     with file.open("ab+") as stream:
@@ -80,10 +80,10 @@ def append_samples(file: Path, block: Block, series: tuple[Series, ...]) -> None
 
 
 def read_samples(file: Path) -> dict[str, tuple[Mapping[str, str], tuple[Series, ...]]]:
-    """What each block was made with and its series, by the block's name; empty where there is no file.
+    """What each block was made with (see `made_with`) and its series, by the block's name; empty without a file.
 
     Raises:
-        UsageError: The file holds something else.
+        UsageError: The file cannot be read, or it is not a file of samples.
     """
     if not file.exists():
         return {}
@@ -91,7 +91,7 @@ def read_samples(file: Path) -> dict[str, tuple[Mapping[str, str], tuple[Series,
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read: {error}; name another file with --samples") from error
+        raise UsageError(f"{file} cannot be read: {error}; pass another file with --samples") from error
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
@@ -102,7 +102,7 @@ def read_samples(file: Path) -> dict[str, tuple[Mapping[str, str], tuple[Series,
         except (KeyError, TypeError) as error:
             raise UsageError(
                 f"{file}, line {number} holds no samples of ktonum calibrate ({type(error).__name__}: {error}): remove "
-                f"the file, or name another with --samples"
+                f"the file, or pass another with --samples"
             ) from error
     return found
 

@@ -1,4 +1,4 @@
-"""Which source files a module's behaviour depends on: its own, and those of what it imports from the same package."""
+"""The source files that a module's behaviour depends on: its own, and those that it imports from the same package."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ __all__ = ["source_closure"]
 
 
 def source_closure(modules: Iterable[str]) -> dict[str, Path]:
-    """The modules and everything that they import, directly or not, from their own top-level packages.
+    """The source files of the modules and of all modules that they import, directly or not, from their own packages.
 
-    Imports are read from the source, those inside functions too; nothing is executed beyond the packages that
-    `importlib.util.find_spec` has to load. Three kinds are not followed: what is loaded by a name in a string, imports
-    for type checkers alone, and those of a top-level package's ``__init__``, which hands out what users need and no
-    module of the package should depend on.
+    Imports are read from the source, including those inside functions. Nothing is executed, except the packages that
+    `importlib.util.find_spec` must load. Three kinds of imports are not followed: modules that are loaded by a name in
+    a string, imports for type checkers only, and imports in the ``__init__`` of a top-level package. The latter is for
+    users, and no module of the package should depend on it.
 
     Args:
         modules: Dotted names, e.g. ``ktonum.kernels.loss``.
 
     Returns:
-        Source files by module name, sorted by name. A module without one (built in, or compiled) is left out.
+        Source files by module name, sorted by name. Modules without a source file (built in or compiled) are left out.
     """
     waiting = list(dict.fromkeys(modules))
     packages = {name.partition(".")[0] for name in waiting}
@@ -36,7 +36,7 @@ def source_closure(modules: Iterable[str]) -> dict[str, Path]:
         file = _source_of(name)
         if file is not None:
             found[name] = file
-            # The ``__init__`` of the package runs before the module.
+            # The package's ``__init__`` runs before the module.
             waiting.append(name.rpartition(".")[0])
             if "." in name or file.name != "__init__.py":
                 waiting += _imports(name, file)
@@ -46,7 +46,7 @@ def source_closure(modules: Iterable[str]) -> dict[str, Path]:
 def _source_of(name: str) -> Path | None:
     try:
         spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):  # a name that is imported from a module, and no module
+    except (ImportError, ValueError):  # the name of an object in a module, not of a module
         return None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
@@ -54,7 +54,7 @@ def _source_of(name: str) -> Path | None:
 
 
 def _imports(name: str, file: Path) -> Iterator[str]:
-    """Every module that the source may import; of ``from a import b`` both ``a`` and ``a.b``."""
+    """Every module that the source may import. For ``from a import b``, these are ``a`` and ``a.b``."""
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     for node in _executed(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -69,7 +69,7 @@ def _imports(name: str, file: Path) -> Iterator[str]:
 
 
 def _executed(tree: ast.AST) -> Iterator[ast.AST]:
-    """Every node but those under ``if TYPE_CHECKING:``."""
+    """All nodes except those under ``if TYPE_CHECKING:``."""
     if isinstance(tree, ast.If) and "TYPE_CHECKING" in ast.unparse(tree.test):
         children: Iterable[ast.AST] = tree.orelse
     else:

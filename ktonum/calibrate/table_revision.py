@@ -1,4 +1,4 @@
-"""What new rows do to a table that has rows of the same device class: tolerances tighten, and loosen for a reason."""
+"""Compares new rows with a table's rows of the same device class. Tolerances may only become looser with a reason."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ __all__ = ["Revision", "revise_rows"]
 
 @dataclass(frozen=True)
 class Revision:
-    """Rows of one device class, old against new.
+    """New rows of one device class, compared with the old ones.
 
     Attributes:
-        rows: The new rows, with the reason where they are looser, and with that of the old row where they are not.
-        loosened: In words, rows whose tolerance grew, and rows that are no more: for those the bound alone is left.
-        tightened: In words, rows that had grown looser than the data need.
+        rows: The new rows. A looser row has the new reason, and any other row keeps the reason of the old row.
+        loosened: Rows with a larger tolerance, and old rows without a new one, in words. Without a row, only the
+            derived bound remains.
+        tightened: Rows with a smaller tolerance, in words.
     """
 
     rows: tuple[Row, ...]
@@ -26,14 +27,14 @@ class Revision:
 
 
 def revise_rows(table: Table | None, measured: Sequence[Row], *, device_class: str, reason: str, date: str) -> Revision:
-    """Hold measured rows against the table's of the same device class.
+    """Compare measured rows with the table's rows of the same device class.
 
     Args:
-        table: The table as it is; None where there is none.
-        measured: Rows of that device class.
-        device_class: Whose rows are replaced.
-        reason: Why tolerances may grow; empty where they may not.
-        date: Year-month-day, kept with the reason.
+        table: The present table, or None.
+        measured: New rows of the device class.
+        device_class: The device class whose rows are replaced.
+        reason: Why tolerances may become looser; empty if they may not.
+        date: Year-month-day, which is kept with the reason.
     """
     before = {r.key: r for r in (table.rows if table else ()) if r.device_class == device_class}
     rows, loosened, tightened = [], [], []

@@ -1,4 +1,4 @@
-"""From samples to the rows of a table."""
+"""Makes the rows of a table from samples."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Pool:
 
     Attributes:
         stored: The name of the output's dtype.
-        strata: By point and candidate.
-        beyond: Where an error is beyond its bound, in words.
+        strata: The samples by point and candidate.
+        beyond: Errors beyond their bounds, in words.
     """
 
     stored: str
@@ -49,11 +49,11 @@ class Pool:
 
     @property
     def samples(self) -> int:
-        """How many there are."""
+        """The number of samples."""
         return sum(len(stratum.errors) for stratum in self.strata.values())
 
     def add(self, block: Block, series: Series) -> None:
-        """Take in what a block has of it."""
+        """Add the samples of a block."""
         stratum = self.strata.setdefault(block.stratum, Stratum())
         for name in ("errors", "bounds", "shares", "elements"):
             getattr(stratum, name).extend(getattr(series, name))
@@ -62,7 +62,7 @@ class Pool:
 
 
 def pool_samples(found: Iterable[tuple[Block, tuple[Series, ...]]]) -> dict[tuple[str, str, str], Pool]:
-    """Samples by (output, measure, dtype)."""
+    """All samples by (output, measure, dtype)."""
     pools: dict[tuple[str, str, str], Pool] = {}
     for block, listed in found:
         for series in listed:
@@ -72,7 +72,7 @@ def pool_samples(found: Iterable[tuple[Block, tuple[Series, ...]]]) -> dict[tupl
 
 
 def row_of(key: tuple[str, str, str], pool: Pool, *, device: str, device_class: str, false_alarm: float) -> Row:
-    """The row of samples that are all within their bounds.
+    """The row for samples that are all within their bounds.
 
     Args:
         key: (output, measure, dtype).
@@ -106,10 +106,10 @@ def row_of(key: tuple[str, str, str], pool: Pool, *, device: str, device_class: 
 
 
 def _one_rounding(measure: str, elements: int) -> float:
-    """What rounding the exact result once may come to in ``half_ulp``, at inputs that no sample may have.
+    """The largest error in ``half_ulp`` of rounding the exact result once, for any inputs.
 
-    The unit is half an ulp of the element and half of its row's typical size: by itself an element is its own typical
-    size, among others it may be far above it.
+    The unit is the sum of half an ulp at the element and half an ulp at its row's typical size. A single element has
+    the typical size. One of several elements may be far above it.
     """
     if measure != "element":
         return 0.0

@@ -1,26 +1,29 @@
 r"""The tail of a sample of errors, and the tolerance that few right results exceed.
 
-What exceeds a high threshold follows a generalized Pareto distribution with shape ξ and scale σ, nearly, whatever the
-errors' own distribution (Balkema and de Haan 1974; Pickands 1975, Ann. Statist. 3(1), 119; Coles 2001, An Introduction
-to Statistical Modeling of Extreme Values, chapter 4). Here the threshold is an order statistic, ξ and σ come from
-probability-weighted moments (Hosking and Wallis 1987, Technometrics 29(3), 339), which are steadier than maximum
-likelihood for samples of this size, and how well the distribution fits is told by the Anderson–Darling statistic, its
-p-value from samples of the fitted distribution that are fitted in turn (Stute, González Manteiga and Presedo Quindimil
-1993, Metrika 40, 243).
+Errors above a high threshold nearly follow a generalized Pareto distribution with shape ξ and scale σ, whatever the
+distribution of all errors is (Balkema and de Haan 1974; Pickands 1975, Ann. Statist. 3(1), 119; Coles 2001, An
+Introduction to Statistical Modeling of Extreme Values, chapter 4). Here the threshold is an order statistic. ξ and σ
+come from probability-weighted moments (Hosking and Wallis 1987, Technometrics 29(3), 339), which are more stable than
+maximum likelihood for samples of this size. The Anderson–Darling statistic measures how well the distribution fits. Its
+p-value comes from samples of the fitted distribution, each of which is fitted again (Stute, González Manteiga and
+Presedo Quindimil 1993, Metrika 40, 243).
 
-A tolerance for one false alarm in a million extrapolates far beyond a sample of hundreds. Three things are done for it
-to err on the loose side, and never beyond the derived bound:
+A tolerance for one false alarm in a million extrapolates far beyond a sample of hundreds. Three rules make it rather
+too loose than too tight, but never looser than the derived bound:
 
-- Rounding errors have an end, and most samples show it: ξ < 0. Where that end is the sample hardly knows. So the
-  tolerance takes the 99 % upper confidence limit of ξ, raised by what makes a normal tail's fit look as if it ended,
-  and no more than ξ = 0, the exponential tail; and the same limit of the mean excess m, exact where ξ is 0:
-  :math:`t = u + m (1 - ξ) ((α / ζs)^{-ξ} - 1) / ξ`, ζ the share of errors beyond the threshold u, α the budget.
-- A sample is made of strata: a point and a candidate each. Were all that exceed from one of s equal strata, its rate
-  would be s times the mean: α is divided by s.
-- Where ξ is above zero by more than chance explains, where the distribution does not fit, or where the sample is small,
-  that tail decides nothing. Strata of unlike scales make such tails. So one is fitted to errors as multiples of their
-  stratum's mean, and its tolerance is multiplied by the 99 % upper confidence limit of the largest mean (regional
-  frequency analysis pools sites that way: Hosking and Wallis 1997). Where that one fails as well, the bound decides.
+- Rounding errors have an upper limit, and in most samples ξ < 0 shows it. But the sample hardly determines where the
+  limit is. So the tolerance uses the 99 % upper confidence limit of ξ, plus a correction, because a fit to the tail of
+  a normal distribution also has ξ < 0; and at most ξ = 0, the exponential tail. It also uses the 99 % upper confidence
+  limit of the mean excess m, which is exact for ξ = 0: :math:`t = u + m (1 - ξ) ((α / ζs)^{-ξ} - 1) / ξ`, where ζ is
+  the share of errors above the threshold u, α the budget of false alarms, and s the number of strata.
+- A sample consists of s strata. Each has one point and one candidate. If all errors above the threshold came from one
+  of s equal strata, its rate would be s times the mean rate. So α is divided by s.
+- Strata of different scales can make the tail heavy or the fit poor. If ξ is above zero by more than chance explains,
+  or the distribution does not fit, another tail is fitted: to the errors as multiples of their stratum's mean. Its
+  tolerance is multiplied by the 99 % upper confidence limit of the largest mean. Regional frequency analysis pools
+  sites in this way (Hosking and Wallis 1997).
+
+If this fails too, or if the sample is too small for a tail, the bound is the tolerance.
 """
 
 from __future__ import annotations
@@ -37,16 +40,17 @@ from ktonum.tolerances.tables import ErrorSample, Tail
 
 __all__ = ["LEAST", "describe_sample", "exceedance", "fit_tail", "four_digits", "tail_tolerance"]
 
-#: A sample smaller than this has no tail to speak of.
+#: The smallest sample to which a tail is fitted.
 LEAST = 100
-# The largest fifth is the tail: twenty errors at least.
+# The tail is the largest fifth of the sample, which is at least twenty errors.
 _SHARE = 0.2
-# Fewer distinct errors than this above the threshold are no tail: roundings may repeat each other.
+# The fewest distinct errors above the threshold. Errors of roundings may be equal.
 _FEWEST = 20
-# The fit is called poor below this: one good fit in a hundred is.
+# A fit with a smaller p-value is poor. One good fit in a hundred has a smaller one.
 _POOR = 0.01
 _CONFIDENCE = 0.99
-# What the moments of a half-normal distribution's upper fifth make of ξ, −0.176, which far out is 0; sign reversed.
+# The moments of the upper fifth of a half-normal distribution give ξ = −0.176, but far out its tail has ξ = 0. This
+# corrects for it.
 _NORMAL_SHAPE = 0.18
 _REPLICAS = 499
 
@@ -54,12 +58,12 @@ NO_TAIL = Tail(0, 0.0, 0.0, 0.0, 0.0)
 
 
 def four_digits(value: float) -> float:
-    """Rounded, so that another measurement changes in a table what it changed and no more."""
+    """Rounded to four digits, so that a new measurement changes only those numbers of a table that really differ."""
     return float(f"{value:.4g}")
 
 
 def _six_digits(value: float) -> float:
-    """For a threshold: excesses may be thousandths of it."""
+    """Rounded to six digits, for a threshold: excesses over it may be thousandths of it."""
     return float(f"{value:.6g}")
 
 
@@ -72,7 +76,8 @@ def describe_sample(
         strata: The errors of each stratum.
         bound: The largest tolerance.
         false_alarm: The probability that a right result exceeds the tolerance.
-        least: What any right result may come to, whatever the sample came to; no more than ``bound``.
+        least: The smallest tolerance, for an error that a right result can have even if no sample has; at most
+            ``bound``.
     """
     sample = sorted(value for stratum in strata for value in stratum)
     ordered = [four_digits(value) for value in sample]
@@ -85,7 +90,7 @@ def describe_sample(
             decided_by, typical, tail, why = "strata", largest, other, ""
     tolerance = bound
     if not why:
-        # From the numbers that the table keeps, so that a reader can do the sum.
+        # Use the rounded numbers of the table, so that a reader can repeat the calculation.
         reached = tail_tolerance(tail, samples=len(sample), strata=len(strata), false_alarm=false_alarm)
         tolerance = max(ordered[-1], four_digits(typical * reached))
         if tolerance < least:
@@ -121,11 +126,12 @@ def _order_statistic(ordered: Sequence[float], level: float) -> float:
 
 
 def fit_tail(ordered: Sequence[float], *, replicas: int = _REPLICAS) -> tuple[Tail, str]:
-    """The tail of an ascending sample; and why no tolerance may rest on it, empty where one may.
+    """The tail of a sample, and why no tolerance may be based on it; the reason is empty if one may.
 
     Args:
-        ordered: The sample.
-        replicas: How many samples of the fitted distribution the p-value is from; 0 takes the fit to be good.
+        ordered: The sample, ascending.
+        replicas: The number of samples of the fitted distribution for the p-value. With 0, the fit is assumed to be
+            good.
     """
     count = len(ordered)
     if count < LEAST:
@@ -155,8 +161,17 @@ def fit_tail(ordered: Sequence[float], *, replicas: int = _REPLICAS) -> tuple[Ta
 
 
 def tail_tolerance(tail: Tail, *, samples: int, strata: int, false_alarm: float) -> float:
-    """What a right result exceeds with probability ``false_alarm`` at most, by the upper limits of the fitted tail."""
-    # The mean is the first of the two moments which shape and scale were made from.
+    """The error that a right result exceeds with a probability of at most ``false_alarm``.
+
+    It uses the upper confidence limits of the fitted tail, see the top of this file.
+
+    Args:
+        tail: The fitted tail.
+        samples: The size of the sample.
+        strata: The number of its strata.
+        false_alarm: The probability.
+    """
+    # The mean excess is the first of the two moments from which shape and scale were calculated.
     mean = tail.scale / (1 - tail.shape)
     mean *= 2 * tail.exceeding / float(stats.chi2.ppf(1 - _CONFIDENCE, 2 * tail.exceeding))
     shape = tail.shape + float(stats.norm.ppf(_CONFIDENCE)) * _shape_error(tail.shape, tail.exceeding)
@@ -172,19 +187,22 @@ def _shape_error(shape: float, exceeding: int) -> float:
 
 
 def exceedance(tail: Tail, *, samples: int, level: float) -> float:
-    """The error that the fitted tail says is exceeded with probability ``level``.
+    """The error that is exceeded with probability ``level``, according to the fitted tail.
 
     Raises:
-        ValueError: ``level`` is beyond the tail: more than the share of the sample above the threshold.
+        ValueError: ``level`` is larger than the share of the sample above the threshold.
     """
     share = tail.exceeding / samples
     if not level <= share:
-        raise ValueError(f"level {level:g}: the tail holds {share:g} of the sample")
+        raise ValueError(f"level {level:g}: the tail holds {share:g} of the sample; pass a level of at most that")
     return tail.threshold + float(stats.genpareto.isf(level / share, tail.shape, scale=tail.scale))
 
 
 def _probability_weighted(excesses: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Shape and scale by row from ascending rows: ξ = 2 − a/(a − 2b), σ = 2ab/(a − 2b), a = E x, b = E x (1 − F)."""
+    """Shape and scale for each row of ascending excesses x, (rows, n).
+
+    ξ = 2 − a/(a − 2b) and σ = 2ab/(a − 2b), with a = E x and b = E x (1 − F).
+    """
     count = excesses.shape[1]
     weights = (count - np.arange(1, count + 1)) / (count - 1)
     first, second = excesses.mean(axis=1), (excesses * weights).mean(axis=1)
@@ -208,8 +226,8 @@ def _anderson_darling(
     excesses: np.ndarray[Any, Any], shapes: np.ndarray[Any, Any], scales: np.ndarray[Any, Any]
 ) -> np.ndarray[Any, Any]:
     count = excesses.shape[1]
-    # An estimate may put an end to the distribution before the largest of the sample; that is a bad fit, not an
-    # infinitely bad one.
+    # The fitted distribution may end below the largest error of the sample. This is a bad fit, but it must not give an
+    # infinite statistic.
     below = stats.genpareto.cdf(excesses, shapes[:, None], scale=scales[:, None]).clip(1e-12, 1 - 1e-12)
     ranks = 2 * np.arange(1, count + 1) - 1
     return np.asarray(-count - (ranks * (np.log(below) + np.log1p(-below[:, ::-1]))).mean(axis=1))

@@ -1,4 +1,4 @@
-"""Calibration: what is measured, what rows say of it, and that tables can only tighten in silence."""
+"""Calibration: what is measured, and what rows say of it; tolerances never become looser without a message."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_outputs_that_may_cancel_are_left_out() -> None:
 
 
 def truncating(**inputs: Any) -> torch.Tensor:
-    """RMSNorm whose bf16 store drops bits in place of rounding."""
+    """RMSNorm whose bf16 store drops bits instead of rounding."""
     exact = OPS["rms_norm"].reference(**{k: v.float() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()})
     return exact + ((exact.detach().view(torch.int32) & -65536).view(torch.float32) - exact.detach())
 
@@ -181,7 +181,7 @@ def test_rows_say_what_they_rest_on(rows: list[Row]) -> None:
 
 
 def test_no_element_is_held_to_less_than_one_rounding() -> None:
-    """A sample's largest error and bound may be those of elements near their typical size: others are as right."""
+    """If all elements of a sample are near their typical size, larger elements have larger errors and are right too."""
     strata = {("p", "own"): Stratum([0.666 + i * 2e-6 for i in range(500)], [0.678] * 500, [0.9] * 500)}
     for sizes, least in (([100] * 500, 1.0), ([1] * 500, 0.678)):
         strata[("p", "own")].elements[:] = sizes
@@ -227,7 +227,7 @@ def test_a_tolerance_that_grows_is_told_and_keeps_its_reason(rows: list[Row]) ->
     assert len(revision.loosened) == 1 and rows[0].name in revision.loosened[0]
     assert revision.rows[0].tolerance_before == old[0].tolerance
     assert (revision.rows[0].reason, revision.rows[0].reason_date) == ("a longer sample", "2026-02-01")
-    # It stays until the row is looser again, and other rows have none.
+    # The reason stays until the row is loosened again. Other rows have none.
     again = revise_rows(table_of(list(revision.rows)), rows, reason="another", **REASONED)
     assert again.rows == revision.rows and not any(row.reason for row in again.rows[1:])
 

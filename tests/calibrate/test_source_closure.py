@@ -1,4 +1,4 @@
-"""Samples are kept as long as no source changes that their errors may depend on: which ones is computed."""
+"""Samples are kept as long as no source file changes that their errors may depend on. These files are computed."""
 
 from __future__ import annotations
 
@@ -55,5 +55,5 @@ def test_what_measures_holds_the_files_that_a_list_by_hand_had_missed() -> None:
         "ktonum.declare.tensor_copies",
         "ktonum.measure.against_bound",
     } <= set(found)
-    # Nor does a change of how results are shown cost a night of sampling.
+    # If the way in which results are shown changes, samples need not be measured again.
     assert not [name for name in found if name.startswith(("ktonum.report", "ktonum.cli", "ktonum.kernels"))]

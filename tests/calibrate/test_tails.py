@@ -1,4 +1,4 @@
-"""Tails: how they are fitted, and what tolerance follows where the distribution is known."""
+"""Tails: how they are fitted, and which tolerances follow for known distributions."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ LIGHT = {
 @pytest.mark.parametrize("count", [200, 1000])
 @pytest.mark.parametrize("name", LIGHT)
 def test_a_tolerance_keeps_its_budget_where_the_distribution_is_known(name: str, count: int) -> None:
-    """The rate at which fresh errors exceed it, exactly, over 60 samples: the mean is what an audit meets."""
+    """The exact rate at which fresh errors exceed the tolerance, for 60 samples. Their mean is the rate of an audit."""
     found = [describe_sample([drawn(LIGHT[name], count, seed)], bound=math.inf, **BUDGET) for seed in range(60)]
     by_tail = [e for e in found if e.decided_by == "tail"]
     assert len(by_tail) >= 50, [e.decided_by for e in found]
     assert float(np.mean([LIGHT[name].sf(e.tolerance) for e in by_tail])) <= 1e-6
-    # No vacuous tolerance either: a few times the largest of the sample.
+    # The tolerance is not vacuous either: at most a few times the largest error of the sample.
     assert max(e.tolerance / e.maximum for e in by_tail) < 7
 
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_a_good_fit_is_not_rejected_more_often_than_it_says(name: str) -> None:
     fits = np.array([fit_tail(sorted(drawn(LIGHT[name], 300, seed)))[0].fit for seed in range(200)])
-    # 0.05 and 0.5, and three standard errors of two hundred fits.
+    # The expected shares are 0.05 and 0.5. Three standard errors of two hundred fits are added.
     assert np.mean(fits < 0.05) < 0.1 and np.mean(fits < 0.5) < 0.61
 
 
@@ -63,7 +63,7 @@ def test_a_level_that_the_tail_does_not_hold_is_refused() -> None:
 
 
 def lump(count: int) -> list[float]:
-    """A tail that is two lumps far apart, as of two kernels in one sample."""
+    """A tail of two lumps that are far apart, as if two kernels were in one sample."""
     return [
         float(x) for x in np.r_[np.linspace(0, 1, count - 60), 1 + np.linspace(0, 0.01, 40), np.linspace(9, 9.1, 20)]
     ]
@@ -103,14 +103,14 @@ def test_more_strata_and_smaller_budgets_ask_for_more() -> None:
         for strata, alarm in ((1, 1e-3), (1, 1e-6), (5, 1e-6), (5, 1e-9))
     ]
     assert reached == sorted(reached)
-    # One in five strata makes all that exceed: its own budget is kept.
+    # One of five strata has all errors above the threshold. Even alone, it keeps the budget.
     small = [[0.1 * x for x in drawn(stats.expon(), 200, seed)] for seed in range(4)]
     found = describe_sample([*small, drawn(stats.expon(), 200, seed=9)], bound=math.inf, false_alarm=1e-4)
     assert float(stats.expon.sf(found.tolerance)) <= 1e-4
 
 
 def test_strata_of_unlike_scales_are_compared_with_their_own_means() -> None:
-    """Together they have a heavy tail, by themselves half a normal distribution's: the widest one keeps its budget."""
+    """Together they have a heavy tail, but each is half-normal. The widest one keeps its budget."""
     scales = (*[0.3] * 9, 3.0)
     rates = []
     for seed in range(30):
