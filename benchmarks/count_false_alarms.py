@@ -171,34 +171,57 @@ def document(blocks: Sequence[Block]) -> str:
     lines = [
         "# False alarms",
         "",
-        f"Written by `python benchmarks/count_false_alarms.py`: {total:,} cases of correct implementations, each with "
-        f"dims of its own, all checks, {measurements:,} measurements, on a CPU: **{len(alarms)} alarms**. At "
-        f"{FALSE_ALARM:g} a measurement, which the bounds are made for, {measurements * FALSE_ALARM:.1f} were allowed.",
+        "This page says how often the audit flags a correct implementation, for everybody who must know how far to "
+        "trust a FAIL. Words are explained in the [glossary](glossary.md).",
         "",
-        "*float32 inside* calculates in float32 (float64 for float64) and rounds once, and is held to `precise`; "
-        "*plain PyTorch* is the reference in the dtype itself, *torch* torch's own function, both held to `eager`. "
-        f"Finite differences are taken of one float64 case in {_GRADCHECK_EVERY}. In float64 the reference is the "
-        "oracle itself: there, plain PyTorch cannot miss it in `forward` and `gradients`. `kto`'s Triton kernels, "
-        "which take seconds a case in the interpreter, are not among these; the audit's own points and the tests are "
-        "theirs.",
+        f"It is written by `python benchmarks/count_false_alarms.py`, on a CPU: {total:,} cases of correct "
+        f"implementations, each with dims of its own, all checks, {measurements:,} measurements. "
+        f"**{len(alarms)} alarms** were raised. The bounds are made for a [false alarm](glossary.md#false-alarm) with "
+        f"probability {FALSE_ALARM:g} in one measurement, so {measurements * FALSE_ALARM:.1f} would have been allowed.",
         "",
-        "Outputs and gradients of each *float32 inside* case are measured once more *at its limits*: sums, means and "
-        "products added one by one, functions off by up to what a library's may be. One sum is left out, of V equal "
-        "numbers, which a smoothed loss's backward adds up: one by one they err all alike, and the bounds do not grant "
-        "it ([`rounding_floor.py`](../benchmarks/rounding_floor.py)).",
+        "## What is audited",
         "",
-        "Earlier runs had alarms. Some were true: torch's cross-entropy with label smoothing overflows in float16 "
-        "([findings](findings.md)), plain LayerNorm of two elements does where autograd cubes 1 / σ, and this page's "
-        "own KTO in PyTorch left its log-probabilities to autocast, which made them bfloat16 on a CPU: 25 times plain "
-        "PyTorch's error, of which the audit saw one case in thirty until it compared errors over several draws. The "
-        "others were holes, each closed by what the analysis had left out: `kto`'s bound took the error of a "
-        "sequence's own coefficient to average out over the elements of grad_weight, and its tokens to come in random "
-        "order, where all sequences that pull one way may come first; it took the logits of a metric to be added "
-        "pairwise; `eager` did not grant `cross_entropy` a stored log-sum-exp; under `eager` all classes of a "
-        "smoothed loss lose the same among float16's subnormals; and half of float64's smallest number, which a "
-        "rounding among its subnormals errs by, had been rounded to zero. The cases that showed them are tests. All "
-        "cases counted here were run, or run again, after their own alarms had been mended. The last of these holes "
-        "was the only alarm in the 25,000 cases from number 15,000 on when first run, at 5fee660 and f182318.",
+        "- *float32 inside* calculates in float32 (float64 for float64) and rounds once. It is held to `precise`.",
+        "- *plain PyTorch* is the reference in the dtype itself. It is held to `eager`.",
+        "- *torch* is torch's own function. It is held to `eager`.",
+        f"- Finite differences are taken of one float64 case in {_GRADCHECK_EVERY}.",
+        "- In float64 the reference is the oracle itself. So plain PyTorch in float64 cannot fail `forward` and "
+        "`gradients`.",
+        "- The Triton kernels of `kto` are not among these cases, because a case takes seconds in the interpreter. "
+        "They are audited at the audit's own points and in the tests.",
+        "",
+        "Outputs and gradients of each *float32 inside* case are measured a second time *at its limits*: sums, means "
+        "and products are added one by one, and functions are wrong by up to what a library's functions may be wrong "
+        "by. One sum is left out. A smoothed loss's backward adds up V equal numbers; if they are added one by one, "
+        "all errors are alike, and the bounds do not allow this "
+        "([`rounding_floor.py`](../benchmarks/rounding_floor.py)).",
+        "",
+        "## Alarms of earlier runs",
+        "",
+        "Some alarms of earlier runs were true:",
+        "",
+        "- torch's cross-entropy with label smoothing overflows in float16 ([findings](findings.md)).",
+        "- The gradient of plain LayerNorm of two elements overflows in float16, because autograd cubes 1 / σ.",
+        "- This page's own KTO in PyTorch left its log-probabilities to autocast, which made them bfloat16 on a CPU. "
+        "The error was 25 times plain PyTorch's. The audit saw it in one case of thirty, until it compared errors over "
+        "several draws.",
+        "",
+        "The other alarms were holes in the analysis. Each hole was closed by adding what the analysis had left out:",
+        "",
+        "- The bound of `kto` assumed that the error of a sequence's own coefficient averages out over the elements of "
+        "grad_weight.",
+        "- It assumed that tokens come in random order, but all sequences that pull in one direction may come first.",
+        "- It assumed that the logits of a metric are added pairwise.",
+        "- `eager` did not allow `cross_entropy` to store a rounded log-sum-exp.",
+        "- Under `eager`, all classes of a smoothed loss lose the same amount among float16's subnormals.",
+        "- A rounding among float64's subnormals errs by half of float64's smallest number, and this half had been "
+        "rounded to zero.",
+        "",
+        "The cases that showed these alarms are tests now. All cases counted here were run, or run again, after their "
+        "own alarms had been mended. The last of the holes was the only alarm in the 25,000 cases from number 15,000 "
+        "on when they were first run, at 5fee660 and f182318.",
+        "",
+        "## Cases",
         "",
         "| cases | " + " | ".join(ALL) + " |",
         "|---|" + "---|" * len(ALL),

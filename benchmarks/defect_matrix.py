@@ -169,66 +169,81 @@ def document(rows: Sequence[Row], alarms: Sequence[Row]) -> str:
     missed = missed_defects(rows)
     lucky = [r for r in rows if r.size <= FACTOR < r.alone and not r.flagged[0]]
     lines = [
-        "# Which defects do which tests find",
+        "# Which tests find which defects",
         "",
-        f"Written by `python benchmarks/defect_matrix.py`: {len(names)} defects, each a small edit of a correct "
-        f"implementation, in {len(ALL)} dtypes, before {len(JUDGES)} judges. On a CPU.",
+        "This page compares how many faults of kernels this audit finds with how many other tests find, for everybody "
+        "who chooses a test. Words are explained in the [glossary](glossary.md).",
+        "",
+        f"It is written by `python benchmarks/defect_matrix.py`, on a CPU: {len(names)} "
+        "[planted defects](glossary.md#planted-defect), each a small edit of a correct implementation, in "
+        f"{len(ALL)} dtypes, and {len(JUDGES)} judges that look at each of them.",
         "",
         "| judge | rule |",
         "|---|---|",
         *(f"| {judge.name} | {judge.source} |" for judge in JUDGES),
         "",
-        "All but gradcheck see the same outputs and gradients, under an upstream gradient that is not one: that is "
-        "more than most of the tests they come from look at. gradcheck says nothing of the cases whose gradient is not "
-        "the loss's derivative, such as KTO's with its detached reference point.",
+        "How to read the tables:",
         "",
-        "Most of the defects are those of the audit's own tests, which demand that it flag them: there, the others' "
-        f"columns are what is to be learnt. The {len(BORDERLINE)} whose names count roundings were not chosen so; they "
-        "show where the audit's sight ends.",
+        "- All judges but gradcheck see the same outputs and gradients, under an upstream gradient that is not one. "
+        "Most of the tests that they come from look at less.",
+        "- gradcheck is not asked about cases whose gradient is not the derivative of the loss, such as those of KTO "
+        "with its detached reference point.",
+        "- Most of the defects are those of the audit's own tests, which require that it flags them. So these rows say "
+        "something about the other judges only.",
+        f"- {len(BORDERLINE)} defects count roundings in their names. They were not chosen in this way, and show how "
+        "small a defect the audit can see.",
         "",
-        f"## Defects that exceed the rounding floor {FACTOR:g} times",
+        f"## Defects that exceed {FACTOR:g} times the rounding floor",
         "",
-        "Size: the defect's error over the rounding floor, in norm or at the worst element, whichever is larger. The "
-        "floor is the largest error of right implementations in the same dtype: the one that the defect was planted "
-        f"in, and {_AT_ITS_LIMITS} that take the same formula to its limits, sums and products added one by one and "
-        "functions off by up to what a library's may be (`rounding_floor.py`); at least one rounding. One right "
-        "implementation alone would not do: in float64 it repeats the oracle operation by operation. Memory left "
-        "unwritten holds what lay there: those rows change from run to run.",
+        "The size of a defect is its error divided by the rounding floor, in norm or at the worst element, whichever "
+        "is larger. The floor is the largest error of these right implementations in the same dtype, and at least one "
+        "rounding:",
+        "",
+        "- the implementation that the defect was planted in;",
+        f"- {_AT_ITS_LIMITS} implementations that take the same formula to its limits: they add sums and products one "
+        "by one, and their functions are wrong by up to what a library's functions may be wrong by "
+        "(`rounding_floor.py`).",
+        "",
+        "The first of these alone is not enough: in float64 it repeats the oracle operation by operation. Memory that "
+        "a defect leaves unwritten holds what was there before, so those rows change from run to run.",
         "",
         *_table(row for row in rows if row.size > FACTOR),
         "",
         f"## Defects within {FACTOR:g} times the floor",
         "",
-        "Inputs overwritten, strides ignored, reads past the end, results that change from run to run, all of whose "
-        "results are right; and defects that rounding to the dtype hides nearly or wholly.",
+        "Some of these defects leave the measured results right: inputs are overwritten, strides are ignored, memory "
+        "is read past the end, or results change from run to run. The others are hidden, wholly or nearly, by rounding "
+        "to the dtype.",
         "",
         *_table(row for row in rows if row.size <= FACTOR),
         "",
         "## Defects that break",
         "",
-        "They raise, or lose an output or a gradient.",
+        "These defects raise an exception, or an output or a gradient is missing.",
         "",
         *_table(row for row in rows if math.isnan(row.size)),
         "",
         "## False alarms",
         "",
-        "Correct implementations, flagged. Where a judge flags these, that it flags defects says little.",
+        "The table counts correct implementations that a judge flags. If a judge flags many of these, it says little "
+        "that it also flags defects.",
         "",
         *_table(alarms),
         "",
-        "## What the audit does not flag though it exceeds the floor",
+        "## Misses: defects above the floor that the audit does not flag",
         "",
         *(f"- {r.name}, {r.dtype}, size {_size(r.size)}" for r in missed),
         *([] if missed else ["Nothing."]),
         "",
-        "Measured by the error of the one implementation that they were planted in, these too would be beyond "
-        f"{FACTOR:g} times it, and pass:",
+        "The following defects pass, too. Compared only with the error of the implementation that they were planted "
+        f"in, they would be beyond {FACTOR:g} times it:",
         "",
         *(f"- {r.name}, {r.dtype}: {_size(r.alone)} times that, {_size(r.size)} times the floor" for r in lucky),
         "",
         "## Every defect",
         "",
-        f"In the order {', '.join(ALL)}: `F` flagged, `·` passed, `-` the rule says nothing of the dtype.",
+        f"Each cell has one mark or size for each dtype, in the order {', '.join(ALL)}. `F`: flagged. `·`: passed. "
+        "`-`: the judge's rule is not about this dtype.",
         "",
         "| defect | size | " + " | ".join(judge.name for judge in JUDGES) + " |",
         "|---|---|" + "---|" * len(JUDGES),

@@ -158,7 +158,8 @@ JUDGES = (
     Judge(
         "2 × plain",
         "FlashAttention, `test_flash_attn.py`: the largest error is at most twice that of plain PyTorch in "
-        "the same dtype, plus twice what adding and subtracting 0.3 loses; published for 16 bits, put to float32 too",
+        "the same dtype, plus twice what adding and subtracting 0.3 loses; published for 16 bits, used here in "
+        "float32, too",
         _twice_plain,
     ),
     Judge(
