@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ktonum.auditing.in_process import audit as audit
     from ktonum.auditing.in_process import audit_case as audit_case
-    from ktonum.auditing.plan import load_op as load_op
+    from ktonum.auditing.op_loading import load_op as load_op
     from ktonum.declare.cases import Case as Case
     from ktonum.declare.cases import Point as Point
     from ktonum.declare.edge_dims import edge_points as edge_points
@@ -58,7 +58,7 @@ _HOME = {
     "compare": "measure.comparison",
     "edge_points": "declare.edge_dims",
     "gradcheck": "gradient_check.gradcheck",
-    "load_op": "auditing.plan",
+    "load_op": "auditing.op_loading",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ktonum.auditing.devices import resolve_device
 from ktonum.auditing.judge import check_named, run_check
 from ktonum.case.context import CaseContext
 from ktonum.checks import checks_for
@@ -15,27 +16,7 @@ from ktonum.errors import UsageError
 from ktonum.report.environment import describe_environment
 from ktonum.results import STANDARDS, CheckResult, Report
 
-__all__ = ["audit", "audit_case", "resolve_device"]
-
-
-def resolve_device(device: str) -> str:
-    """``cpu`` or ``cuda`` for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-
-    Raises:
-        UsageError: Another name, or no such GPU here.
-    """
-    kind, _, index = device.partition(":")
-    if kind == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cpu":
-        return "cpu"
-    if kind == "cuda" and (not index or index.isdigit()):
-        if not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count():
-            raise UsageError(
-                f"device {device!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices; use cpu"
-            )
-        return "cuda"
-    raise UsageError(f"unknown device {device!r}: use auto, cpu, cuda or cuda:N")
+__all__ = ["audit", "audit_case", "audit_items"]
 
 
 def audit(
@@ -60,7 +41,7 @@ def audit(
         on_result: Called with each result as it comes.
 
     Raises:
-        UsageError: An argument is none of those accepted. What the candidate does ends in verdicts, not exceptions.
+        UsageError: An argument is not among those accepted. What the candidate does gives verdicts, not exceptions.
     """
     names = parse_dtypes(dtypes if dtypes is None or isinstance(dtypes, str) else tuple(dtypes))
     kind = resolve_device(device)
@@ -87,7 +68,7 @@ def audit_case(op: Op, case: Case, check: str, *, standard: str = "precise") -> 
         standard: ``precise`` or ``eager``.
 
     Raises:
-        UsageError: No such check applies to the case, or the device or standard is none.
+        UsageError: No such check applies to the case, or device or standard is not among those accepted.
     """
     resolve_device(case.device)
     return run_check(check_named(op, case, check), CaseContext(op, case), standard)

@@ -1,35 +1,30 @@
-"""An audit as pytest items: one for each check on each case.
+"""Planned items as pytest items, and their results in pytest's reports.
 
 Imports torch only when an item runs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from ktonum.auditing.plan import AuditPlan, PlannedItem
-from ktonum.auditing.worker_process import AuditProcess, context_lost
+from ktonum.auditing.plan import PlannedItem
 from ktonum.results import CheckResult, Verdict
-
-if TYPE_CHECKING:
-    from ktonum.case.context import CaseContext
 
 __all__ = [
     "PREFIX",
     "AuditItem",
-    "ItemRunner",
     "collect_items",
-    "crash_result",
     "describe_result",
     "forget_in_junit",
     "name_in_junit",
+    "node_id",
+    "put_result",
     "result_of",
 ]
 
@@ -37,70 +32,6 @@ __all__ = [
 PREFIX = "ktonum"
 # Under this name an item's result travels from a worker to the controller.
 _PROPERTY = "ktonum"
-
-
-class ItemRunner:
-    """Runs the items of one process and keeps what the checks of a case share.
-
-    Attributes:
-        process: This process.
-        standard: What candidates are held to.
-        strict: Whether INCONCLUSIVE fails.
-        time_limit: Seconds an item may take in a worker; 0 for no limit.
-        lost_in: The item in which this process lost its CUDA context; empty as long as it has not.
-    """
-
-    def __init__(self, process: AuditProcess, *, standard: str, strict: bool, time_limit: float) -> None:
-        self.process = process
-        self.standard = standard
-        self.strict = strict
-        self.time_limit = time_limit
-        self.lost_in = ""
-        self._context: CaseContext | None = None
-
-    def run(self, item: PlannedItem) -> CheckResult:
-        """The verdict of one item."""
-        from ktonum.auditing.judge import check_named, run_check
-
-        if self.lost_in:
-            return CheckResult(
-                item.case.name,
-                item.check,
-                Verdict.ERROR,
-                reason=f"not run: this process lost its CUDA context in {self.lost_in}; -n 1 would have replaced it",
-                standard=self.standard,
-            )
-        self.process.limit_time(self.time_limit)
-        try:
-            with _one_thread():
-                if item.work is not None:
-                    result = item.work()
-                else:
-                    check = check_named(item.op, item.case, item.check)
-                    result = run_check(check, self._context_of(item), self.standard)
-        finally:
-            self.process.lift_limit()
-        if (result.verdict is Verdict.ERROR or item.case.device == "cuda") and context_lost(
-            f"{result.reason}\n{result.details}"
-        ):
-            self.lost_in = item.name
-            if result.verdict is not Verdict.ERROR:
-                reason = "the CUDA context was lost while the candidate ran, after results had been read"
-                lost = {"verdict": Verdict.ERROR, "reason": reason, "power": (), "meets": ()}
-                result = CheckResult(**{**vars(result), **lost})
-        return result
-
-    def _context_of(self, item: PlannedItem) -> CaseContext:
-        """The item's case. One is kept: items come case by case, and a production-size case fills half a GPU."""
-        from ktonum.case.context import CaseContext
-
-        kept = self._context
-        if kept is None or kept.op is not item.op or kept.case.name != item.case.name:
-            self._context = None
-            del kept
-            self._context = CaseContext(item.op, item.case)
-        assert self._context is not None
-        return self._context
 
 
 class AuditFailure(Exception):
@@ -116,22 +47,37 @@ class _AuditCollector(pytest.Collector):
 
 
 class AuditItem(pytest.Item):
-    """One check on one case."""
+    """One planned item.
 
-    def __init__(self, *, planned: PlannedItem, runner: ItemRunner, **rest: Any) -> None:
+    Args:
+        planned: The item.
+        run: Gives the item's result.
+        fails: Whether a result fails its test.
+        rest: For pytest.
+    """
+
+    def __init__(
+        self,
+        *,
+        planned: PlannedItem,
+        run: Callable[[PlannedItem], CheckResult],
+        fails: Callable[[CheckResult], bool],
+        **rest: Any,
+    ) -> None:
         super().__init__(**rest)
-        self.planned = planned
-        self.runner = runner
+        self._planned = planned
+        self._run = run
+        self._fails = fails
 
     def runtest(self) -> None:
-        """Run the check, leave its result in ``user_properties``, and translate the verdict for pytest.
+        """Run the item, leave its result in ``user_properties``, and translate the verdict for pytest.
 
         Raises:
-            AuditFailure: FAIL, ERROR, a vacuous PASS, or INCONCLUSIVE under ``--ktonum-strict``.
+            AuditFailure: The result fails the test.
         """
-        result = self.runner.run(self.planned)
-        self.user_properties.append((_PROPERTY, json.dumps(result.to_record())))
-        if result.failed or (self.runner.strict and result.verdict is Verdict.INCONCLUSIVE):
+        result = self._run(self._planned)
+        self.user_properties.append(_as_property(result))
+        if self._fails(result):
             raise AuditFailure(describe_result(result))
         if result.verdict is Verdict.INCONCLUSIVE:
             raise pytest.skip.Exception(f"INCONCLUSIVE: {result.reason}", _use_item_location=True)
@@ -147,10 +93,20 @@ class AuditItem(pytest.Item):
         return Path(PREFIX), 0, self.nodeid
 
 
-def collect_items(session: pytest.Session, plan: AuditPlan, runner: ItemRunner) -> list[pytest.Item]:
-    """The plan's items, called ``ktonum::CASE::CHECK``."""
+def node_id(item: PlannedItem) -> str:
+    """``ktonum::CASE::CHECK``: how pytest names the item."""
+    return f"{PREFIX}::{item.name}"
+
+
+def collect_items(
+    session: pytest.Session,
+    items: Sequence[PlannedItem],
+    run: Callable[[PlannedItem], CheckResult],
+    fails: Callable[[CheckResult], bool],
+) -> list[pytest.Item]:
+    """A test for each item; see `AuditItem` for the arguments."""
     root = _AuditCollector.from_parent(session, name=PREFIX, nodeid=PREFIX)
-    return [AuditItem.from_parent(root, name=planned.name, planned=planned, runner=runner) for planned in plan.items]
+    return [AuditItem.from_parent(root, name=item.name, planned=item, run=run, fails=fails) for item in items]
 
 
 def result_of(report: pytest.TestReport) -> CheckResult | None:
@@ -163,14 +119,15 @@ def result_of(report: pytest.TestReport) -> CheckResult | None:
     return None
 
 
-def crash_result(report: pytest.TestReport, reason: str, trace: str, standard: str) -> CheckResult:
-    """The verdict on an item whose worker died, put into xdist's report of the crash."""
-    case, _, check = report.nodeid.removeprefix(f"{PREFIX}::").partition("::")
-    result = CheckResult(case, check, Verdict.ERROR, reason=reason, details=trace, standard=standard)
-    report.user_properties = [(_PROPERTY, json.dumps(result.to_record()))]
+def put_result(report: pytest.TestReport, result: CheckResult) -> None:
+    """Have xdist's report of a crash carry the result of the item that was running."""
+    report.user_properties = [_as_property(result)]
     report.longrepr = describe_result(result)
     report.location = (PREFIX, 0, report.nodeid)
-    return result
+
+
+def _as_property(result: CheckResult) -> tuple[str, str]:
+    return _PROPERTY, json.dumps(result.to_record())
 
 
 def name_in_junit(config: pytest.Config, report: pytest.TestReport) -> None:
@@ -211,22 +168,3 @@ def describe_result(result: CheckResult) -> str:
     if result.details:
         lines.append(result.details.rstrip())
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """A sum split over threads depends on their number, and workers share the cores.
-
-    On a GPU, too, for what is small is measured on the CPU: with 16 workers of 32 threads each, blocks of a calibration
-    that were to take seconds had not ended after five minutes.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    if threads != 1:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        if threads != torch.get_num_threads():
-            torch.set_num_threads(threads)

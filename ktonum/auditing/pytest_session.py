@@ -1,10 +1,9 @@
-"""An audit as a pytest session of its own: nothing of the caller's pytest configuration takes part in it."""
+"""A pytest session of its own for planned items: the caller's pytest configuration has no part in it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,12 @@ from typing import Any
 
 import pytest
 
-from ktonum.auditing.plan import AuditPlan, AuditSettings
-from ktonum.auditing.pytest_items import PREFIX, result_of
-from ktonum.results import CheckResult, Verdict
+from ktonum.auditing.audit_process import AuditProcess
+from ktonum.auditing.plan import Plan
+from ktonum.auditing.pytest_items import node_id
+from ktonum.auditing.session_hooks import SessionHooks
+from ktonum.auditing.settings import SessionSettings
+from ktonum.results import CheckResult
 
 __all__ = ["Outcome", "available_cores", "run_session", "worker_count"]
 
@@ -40,94 +42,74 @@ class Outcome:
 
 
 @dataclass
-class _Collector:
-    """The pytest plugin that takes in results as they arrive."""
+class _Problems:
+    """A pytest plugin that keeps what went wrong with the session itself."""
 
-    on_result: Callable[[CheckResult], None]
-    results: dict[str, CheckResult] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        result = result_of(report)
-        if result is not None and report.nodeid not in self.results:
-            self.results[report.nodeid] = result
-            self.on_result(result)
+    found: list[str] = field(default_factory=list)
 
     def pytest_internalerror(self, excrepr: object) -> bool:
-        self.problems.append(str(excrepr))
+        self.found.append(str(excrepr))
         return True
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
-            self.problems.append(str(report.longrepr))
+            self.found.append(str(report.longrepr))
 
 
 def run_session(
-    settings: AuditSettings,
-    plan: AuditPlan,
+    settings: SessionSettings[Any],
+    plan: Plan[Any],
+    process: AuditProcess,
     *,
     workers: int,
-    junit: str | None,
-    timeout: float,
     on_result: Callable[[CheckResult], None],
+    junit: str | None = None,
 ) -> Outcome:
     """Run the plan's items, in this process (``workers`` = 0) or spread over workers.
 
     Whatever happens to workers or to the session, the results that came are in the outcome. An item without one, in a
     session that was not interrupted, has the verdict ERROR.
+
+    Args:
+        settings: What the plan was made from; workers make it from them again.
+        plan: What to run.
+        process: This process.
+        workers: How many worker processes.
+        on_result: Called with each result as it comes.
+        junit: A file for pytest to write; None for none.
     """
-    collector = _Collector(on_result)
-    with tempfile.TemporaryDirectory(prefix="ktonum-session-") as folder, _own_environment():
-        code = pytest.main(_arguments(settings, plan, Path(folder), workers, junit, timeout), plugins=[collector])
+    hooks = SessionHooks(settings, process, items=plan.items, on_result=on_result)
+    problems = _Problems()
+    with _own_environment():
+        code = pytest.main(_arguments(process.folder, len(plan.items), workers, junit), plugins=[hooks, problems])
     interrupted = code == pytest.ExitCode.INTERRUPTED
     unfinished = (
         ""
         if code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or interrupted
-        else "\n".join(collector.problems or [f"the session ended with pytest's exit status {int(code)}"])
+        else "\n".join(problems.found or [f"the session ended with pytest's exit status {int(code)}"])
     )
     results = []
     for item in plan.items:
-        result = collector.results.get(f"{PREFIX}::{item.name}")
+        result = hooks.results.get(node_id(item))
         if result is None and not interrupted:
-            reason = "not run: the session ended before"
-            result = CheckResult(
-                item.case.name, item.check, Verdict.ERROR, reason=reason, details=unfinished, standard=settings.standard
-            )
+            result = item.error("not run: the session ended without its result", unfinished)
             on_result(result)
         if result is not None:
             results.append(result)
     return Outcome(tuple(results), interrupted, unfinished)
 
 
-def _arguments(
-    settings: AuditSettings, plan: AuditPlan, folder: Path, workers: int, junit: str | None, timeout: float
-) -> list[str]:
+def _arguments(folder: Path, items: int, workers: int, junit: str | None) -> list[str]:
+    """What pytest itself must know. Workers get these arguments, too, and load the plugin by its name."""
     (folder / "pytest.ini").write_text("[pytest]\njunit_suite_name = ktonum\n", encoding="utf-8")
-    given: dict[str, Any] = {
-        "--ktonum-candidate": settings.candidate,
-        "--ktonum-dtype": settings.dtypes,
-        "--ktonum-device": plan.device,
-        "--ktonum-profile": settings.profile,
-        "--ktonum-standard": settings.standard,
-        "--ktonum-timeout": timeout,
-        "--ktonum-seeds": settings.seeds or None,
-        "--ktonum-first-seed": settings.first_seed or None,
-        "--ktonum-samples": settings.samples or None,
-        "--rootdir": folder,
-        "--junitxml": None if junit is None else Path(junit).absolute(),
-        # Every item may cost a worker; all others must still get their verdict.
-        "--max-worker-restart": len(plan.items) + workers,
-        "--dist": "worksteal" if workers else None,
-    }
     return [
-        "--ktonum-only",
-        *(f"--ktonum-op={target}" for target in settings.targets),
-        *(f"--ktonum-select={text}" for text in settings.only),
-        *(f"--ktonum-right={target}" for target in settings.candidates),
-        *(f"{option}={value}" for option, value in given.items() if value is not None),
-        *("-n", str(workers), "-c", str(folder / "pytest.ini"), "--noconftest"),
+        *("-c", str(folder / "pytest.ini"), f"--rootdir={folder}", "--noconftest"),
         *("-p", "xdist.plugin", "-p", "ktonum.pytest_plugin"),
         *("-p", "no:terminal", "-p", "no:cacheprovider", "-p", "no:warnings", "-p", "no:logging"),
+        *("-n", str(workers), *(["--dist=worksteal"] if workers else [])),
+        # Every item may cost a worker; all others must still get their verdict.
+        f"--max-worker-restart={items + workers}",
+        *([] if junit is None else [f"--junitxml={Path(junit).absolute()}"]),
     ]
 
 
@@ -145,7 +127,7 @@ def _own_environment() -> Iterator[None]:
         os.environ.update(kept)
 
 
-def worker_count(asked: str, plan: AuditPlan, gpus: int, profile: str) -> int:
+def worker_count(asked: str, plan: Plan[Any], gpus: int, profile: str) -> int:
     """How many workers ``-n`` asks for: for ``auto`` by GPUs, or one for each core, and no more than cases.
 
     A GPU gets one worker at production sizes, which fill its memory, and `_QUICK_PER_GPU` in the quick profile. Never

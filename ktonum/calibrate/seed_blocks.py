@@ -7,12 +7,8 @@ from dataclasses import dataclass, replace
 from ktonum.declare.cases import Case
 from ktonum.declare.op import Op
 
-__all__ = ["FIRST_FRESH_SEED", "FIRST_SEED", "Block", "Wanted", "blocks_of", "candidates_in_words", "right_candidates"]
+__all__ = ["Block", "Wanted", "blocks_of", "candidates_in_words", "right_candidates"]
 
-#: The offset of the first case that is measured: an audit runs offset 0, and reducing a failure tries the next ones.
-FIRST_SEED = 1000
-#: That of the first case which is held against a table: no table was made with these.
-FIRST_FRESH_SEED = 1_000_000
 # Seeds that one worker measures together, and that are lost when it is killed.
 _SEEDS = 20
 # Every op's own candidate, by this name.

@@ -1,4 +1,4 @@
-"""``ktonum audit``: check what was asked for, run it, and write the reports."""
+"""``ktonum audit``: check the options, run the audit, and write the reports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ktonum.auditing.plan import AuditPlan, AuditSettings, make_plan
+from ktonum.auditing.audit_process import AuditProcess
+from ktonum.auditing.plan import Plan, PlannedCheck
+from ktonum.auditing.settings import AuditSettings
+from ktonum.cli.option_checks import check_file, check_folder, check_workers
 from ktonum.errors import UsageError
 from ktonum.results import CheckResult, Report, Verdict
 
@@ -38,8 +40,6 @@ class AuditRequest:
         workers: ``auto`` or a number.
         json, html, junit: Files to write; None for none.
         reproductions: A folder to write a script in for each failure; None for none.
-        strict: Whether INCONCLUSIVE fails.
-        timeout: Seconds a worker may take over an item; 0 for no limit.
     """
 
     settings: AuditSettings
@@ -49,24 +49,20 @@ class AuditRequest:
     html: str | None = None
     junit: str | None = None
     reproductions: str | None = None
-    strict: bool = False
-    timeout: float = 600.0
 
     def check(self) -> None:
-        """Check what needs no work.
+        """Check what can be checked without running anything.
 
         Raises:
-            UsageError: A file cannot be written, a number is none, or something needed is not installed.
+            UsageError: An option is not among those accepted, a file cannot be written, or a package is missing.
         """
-        if self.workers != "auto" and not self.workers.isdecimal():
-            raise UsageError(
-                f"-n {self.workers!r} is no number of workers: use auto, 0 for this process alone, or 1, 2, ..."
-            )
+        self.settings.check()
+        check_workers(self.workers)
         for option, path in (("--json", self.json), ("--html", self.html), ("--junit", self.junit)):
             if path is not None:
-                _check_writable(option, Path(path))
+                check_file(option, Path(path))
         if self.reproductions is not None:
-            _check_folder("--reproductions", Path(self.reproductions))
+            check_folder("--reproductions", Path(self.reproductions))
         if self.html is not None and importlib.util.find_spec("jinja2") is None:
             raise UsageError("--html needs jinja2, which is not installed: pip install 'ktonum[report]'")
 
@@ -78,49 +74,37 @@ def audit_command(request: AuditRequest) -> int:
         The exit status: 0 when it passed, 1 when it did not, 130 when it was interrupted.
 
     Raises:
-        UsageError: Something was asked for that cannot be done; nothing was run.
+        UsageError: The request cannot be carried out; nothing was run.
     """
-    from ktonum.auditing.gpu_slots import visible_gpus
-    from ktonum.auditing.worker_process import resolve_device_kind
-
     started = time.monotonic()
     request.check()
-    request.settings.check()
-    folder = os.getcwd()
-    if folder not in sys.path:
-        # Before xdist is imported, which then takes sys.path for its workers.
-        sys.path.insert(0, folder)
-    device = resolve_device_kind(request.settings.device)
-    if device == "cpu":
-        # Before anything imports the kernels.
-        os.environ["TRITON_INTERPRET"] = "1"
-    plan = make_plan(request.settings, device, (Path(folder),))
+    with AuditProcess.begin(request.settings.device, import_from=os.getcwd()) as process:
+        plan = request.settings.make_plan(process.device)
 
-    from ktonum.auditing.pytest_session import run_session, worker_count
-    from ktonum.report.terminal import AuditView, make_console, print_summary
+        from ktonum.auditing.pytest_session import run_session, worker_count
+        from ktonum.report.terminal import AuditView, make_console, print_summary
 
-    gpus = len(visible_gpus()) if device == "cuda" else 0
-    workers = worker_count(request.workers, plan, gpus, request.settings.profile)
-    console = make_console()
-    console.print(_headline(request, plan, workers, gpus), markup=False)
-    saver = _Saver(request, plan)
-    # Until the bar is on screen the workers are starting, which takes as long as importing torch.
-    with _terminated_like_interrupted(), AuditView(console, len(plan.items)) as view:
+        workers = worker_count(request.workers, plan, len(process.gpus), request.settings.profile)
+        console = make_console()
+        console.print(_headline(request, plan, workers, len(process.gpus)), markup=False)
+        saver = _Saver(request, plan)
+        # Until the bar is on screen the workers are starting, which takes as long as importing torch.
+        with _terminated_like_interrupted(), AuditView(console, len(plan.items)) as view:
 
-        def on_result(result: CheckResult) -> None:
-            view.show(result)
-            saver.add(result)
+            def on_result(result: CheckResult) -> None:
+                view.show(result)
+                saver.add(result)
 
-        outcome = run_session(
-            request.settings, plan, workers=workers, junit=request.junit, timeout=request.timeout, on_result=on_result
-        )
+            outcome = run_session(
+                request.settings, plan, process, workers=workers, on_result=on_result, junit=request.junit
+            )
     report = saver.finish(outcome.results, interrupted=outcome.interrupted)
     print_summary(
         console,
         report,
         standard=request.settings.standard,
         planned=len(plan.items),
-        strict=request.strict,
+        strict=request.settings.strict,
         command=_command(request),
         seconds=time.monotonic() - started,
     )
@@ -131,17 +115,17 @@ def audit_command(request: AuditRequest) -> int:
         _write_reproductions(request, plan, report, console)
     if outcome.unfinished:
         last = outcome.unfinished.rstrip().splitlines()[-1]
-        console.print(f"The session ended early (whole story in the report's details): {last}", markup=False)
+        console.print(f"The session ended early: {last} (the full text is in the report's details)", markup=False)
     if outcome.interrupted:
         return 130
     decided = any(r.verdict is Verdict.PASS for r in report.results)
-    return 0 if report.ok and decided and not (request.strict and report.inconclusive) else 1
+    return 0 if report.ok and decided and not (request.settings.strict and report.inconclusive) else 1
 
 
 class _Saver:
     """Writes the report: now and then while results come, and when they are complete."""
 
-    def __init__(self, request: AuditRequest, plan: AuditPlan) -> None:
+    def __init__(self, request: AuditRequest, plan: Plan[PlannedCheck]) -> None:
         self._request = request
         self._plan = plan
         self._results: list[CheckResult] = []
@@ -165,7 +149,7 @@ class _Saver:
         if self._request.html is not None:
             from ktonum.report.html import write_html
 
-            write_html(report, self._request.html, planned=len(self._plan.items), strict=self._request.strict)
+            write_html(report, self._request.html, planned=len(self._plan.items), strict=self._request.settings.strict)
         return report
 
     def _description(self, *, interrupted: bool) -> dict[str, Any]:
@@ -176,7 +160,7 @@ class _Saver:
             "device": self._plan.device,
             "profile": settings.profile,
             "standard": settings.standard,
-            "strict": self._request.strict,
+            "strict": self._request.settings.strict,
             "planned": len(self._plan.items),
             "interrupted": interrupted,
         }
@@ -196,27 +180,7 @@ class _Saver:
         part.replace(path)
 
 
-def _check_writable(option: str, path: Path) -> None:
-    folder = path.absolute().parent
-    if path.is_dir():
-        raise UsageError(f"{option} {path} is a folder: name a file")
-    if not folder.is_dir():
-        raise UsageError(f"{option} {path} cannot be written: there is no folder {folder}; create it first")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise UsageError(f"{option} {path} cannot be written: permission denied; name a file that you may write")
-
-
-def _check_folder(option: str, path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{option} {path} is a file: name a folder")
-    parent = path if path.exists() else path.absolute().parent
-    if not parent.is_dir():
-        raise UsageError(f"{option} {path} cannot be made: there is no folder {parent}; create it first")
-    if not os.access(parent, os.W_OK):
-        raise UsageError(f"{option} {path} cannot be written: permission denied; name a folder that you may write")
-
-
-def _write_reproductions(request: AuditRequest, plan: AuditPlan, report: Report, console: Console) -> None:
+def _write_reproductions(request: AuditRequest, plan: Plan[PlannedCheck], report: Report, console: Console) -> None:
     """A script for each distinct failure, each reduced first; a line for each as it is written."""
     from ktonum.auditing.reduce.reproductions import Source, write_reproductions
 
@@ -225,13 +189,13 @@ def _write_reproductions(request: AuditRequest, plan: AuditPlan, report: Report,
     source = Source(settings.targets[0], settings.candidate, os.getcwd(), settings.standard)
     cases = {item.case.name: item.case for item in plan.items}
     written = write_reproductions(
-        report.failures, cases, source, Path(request.reproductions), timeout=request.timeout or None
+        report.failures, cases, source, Path(request.reproductions), timeout=request.settings.timeout or None
     )
     for path, words in written:
         console.print(f"Written: {path} ({words})", markup=False, soft_wrap=True)
 
 
-def _headline(request: AuditRequest, plan: AuditPlan, workers: int, gpus: int) -> str:
+def _headline(request: AuditRequest, plan: Plan[PlannedCheck], workers: int, gpus: int) -> str:
     from ktonum import __version__
 
     settings = request.settings

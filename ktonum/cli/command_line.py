@@ -1,12 +1,13 @@
 """The command line: ``ktonum``.
 
-Commands parse their arguments here and do their work elsewhere, imported when it is needed: ``ktonum --help`` loads
-neither torch nor pytest.
+Commands parse their arguments here. Their work is in other modules, which are imported when they are needed:
+``ktonum --help`` loads neither torch nor pytest.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -14,7 +15,7 @@ from typing import Annotated
 import typer
 
 from ktonum import __version__
-from ktonum.auditing.plan import AuditSettings
+from ktonum.auditing.settings import AuditSettings
 from ktonum.cli.audit_command import AuditRequest, audit_command
 from ktonum.errors import UsageError
 
@@ -65,7 +66,8 @@ def audit(
     profile: Annotated[str, typer.Option(help="quick or full")] = "quick",
     standard: Annotated[str, typer.Option(help="precise or eager")] = "precise",
     workers: Annotated[
-        str, typer.Option("-n", metavar="N", help="Worker processes; auto: by GPUs, else one a core; 0: none")
+        str,
+        typer.Option("-n", metavar="N", help="Worker processes: 0, 1, 2, … or auto (by GPUs, else by cores)"),
     ] = "auto",
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report as JSON.")] = None,
     html: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report as one HTML page.")] = None,
@@ -78,7 +80,7 @@ def audit(
         list[str] | None, typer.Option(metavar="TEXT", help="Only items whose CASE::CHECK contains TEXT; repeatable.")
     ] = None,
     timeout: Annotated[
-        str, typer.Option(metavar="SECONDS", help="Time for one item before its worker counts as hung; 0: any.")
+        str, typer.Option(metavar="SECONDS", help="Time limit of one item in a worker; 0: no limit.")
     ] = "600",
 ) -> None:
     """Run every check on every case of an op. Exit status 0: all passed; 1: not all; 2: wrong usage."""
@@ -89,7 +91,10 @@ def audit(
         device=device,
         profile=profile,
         standard=standard,
+        strict=strict,
         only=tuple(only or ()),
+        folders=(os.getcwd(),),
+        timeout=_seconds(timeout),
     )
     request = AuditRequest(
         settings,
@@ -99,8 +104,6 @@ def audit(
         html=html,
         junit=junit,
         reproductions=reproductions,
-        strict=strict,
-        timeout=_seconds(timeout),
     )
     raise typer.Exit(audit_command(request))
 
@@ -112,7 +115,7 @@ def calibrate(
     ] = None,
     candidate: Annotated[
         list[str] | None,
-        typer.Option(help="A candidate held to be right, as for audit; repeatable [default: the op's own, or upcast]"),
+        typer.Option(help="A candidate that is right, as for audit; repeatable [default: the op's own, or upcast]"),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="bf16, fp16, fp32, fp64, comma-separated [default: all]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
@@ -120,34 +123,42 @@ def calibrate(
     seeds: Annotated[int, typer.Option(metavar="N", help="Inputs drawn at each point; 0: 36 on a CPU, else 200")] = 0,
     table: Annotated[str, typer.Option(metavar="DIR", help="Where tables are.")] = "tolerance_tables",
     samples: Annotated[
-        str, typer.Option(metavar="FILE", help="Keep samples here, and go on from them [default: DIR/samples.jsonl]")
+        str,
+        typer.Option(metavar="FILE", help="Samples are kept here for later runs [default: DIR/samples.jsonl]"),
     ] = "",
     workers: Annotated[
-        str, typer.Option("-n", metavar="N", help="Worker processes; auto: by GPUs, else one a core; 0: none")
+        str,
+        typer.Option("-n", metavar="N", help="Worker processes: 0, 1, 2, … or auto (by GPUs, else by cores)"),
     ] = "auto",
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why tolerances may grow; kept in the table.")] = "",
-    false_alarm: Annotated[float, typer.Option(metavar="P", help="The budget of one tolerance.")] = 1e-6,
-    check: Annotated[bool, typer.Option("--check", help="Hold the errors against the tables; write none.")] = False,
+    false_alarm: Annotated[
+        float, typer.Option(metavar="P", help="Probability that a right result exceeds a tolerance.")
+    ] = 1e-6,
+    check: Annotated[bool, typer.Option("--check", help="Compare new errors with the tables; write none.")] = False,
     only: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Only cases whose name contains TEXT; repeatable.")
     ] = None,
     timeout: Annotated[
-        str, typer.Option(metavar="SECONDS", help="Time for one block before its worker counts as hung; 0: any.")
+        str, typer.Option(metavar="SECONDS", help="Time limit of one block in a worker; 0: no limit.")
     ] = "600",
 ) -> None:
-    """Measure tolerances on right implementations and write their tables. Exit status as that of audit."""
+    """Measure tolerances on right implementations and write their tables. Exit statuses are those of audit."""
+    from ktonum.calibrate.settings import FIRST_FRESH_SEED, FIRST_SEED, CalibrationSettings
     from ktonum.cli.calibrate_command import CalibrationRequest, calibrate_command
 
     ops = tuple(op or ("kto",))
-    settings = AuditSettings(
+    settings = CalibrationSettings(
         targets=tuple(_op_target(name) for name in ops),
         dtypes=dtype,
         device=device,
         profile=profile,
         only=tuple(only or ()),
-        seeds=seeds,
+        folders=(os.getcwd(),),
+        timeout=_seconds(timeout),
         candidates=tuple(candidate or ()),
-        samples=samples,
+        seeds=seeds,
+        first_seed=FIRST_FRESH_SEED if check else FIRST_SEED,
+        samples=os.path.abspath(samples or os.path.join(table, "samples.jsonl")),
     )
     request = CalibrationRequest(
         ops,
@@ -157,7 +168,6 @@ def calibrate(
         reason=reason.strip(),
         false_alarm=false_alarm,
         check=check,
-        timeout=_seconds(timeout),
     )
     raise typer.Exit(calibrate_command(request))
 
@@ -177,7 +187,7 @@ def bench(
         list[str] | None, typer.Option(metavar="FILE", help="Show the results in this JSON instead; repeatable.")
     ] = None,
 ) -> None:
-    """Time, memory and errors of KTO losses on a GPU, beside the matrix products none can do without."""
+    """Time, memory and errors of KTO losses on a GPU, compared with the matrix products that every loss needs."""
     import importlib
 
     command = importlib.import_module("ktonum.kernels.bench.bench_command")
@@ -198,13 +208,13 @@ def gate(
     current: Annotated[
         str, typer.Argument(metavar="CURRENT", help="The audit to decide about, as its --json wrote it.")
     ],
-    baseline: Annotated[str, typer.Option(metavar="FILE", help="The audit to hold it against.")],
+    baseline: Annotated[str, typer.Option(metavar="FILE", help="The audit to compare it with.")],
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write everything that changed as JSON.")] = None,
     false_alarm: Annotated[
-        float, typer.Option(metavar="P", help="Probability that a rank test calls chance growth.")
+        float, typer.Option(metavar="P", help="Probability that a rank test takes chance for growth.")
     ] = 0.01,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Growth on a new device fails, and so does what became INCONCLUSIVE.")
+        bool, typer.Option("--strict", help="Growth on a new device fails, and so does a new INCONCLUSIVE.")
     ] = False,
 ) -> None:
     """Compare an audit with a baseline. Exit status 0: nothing is worse; 1: something is; 2: wrong usage."""
@@ -240,7 +250,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0.0 <= seconds < 1e9:
-        raise UsageError(f"--timeout {text!r} is no number of seconds: use e.g. 600, or 0 for no limit")
+        raise UsageError(f"invalid --timeout {text!r}: use a number of seconds, e.g. 600, or 0 for no limit")
     return seconds
 
 

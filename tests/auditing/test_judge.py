@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ktonum.auditing.in_process import audit, audit_items, resolve_device
+from ktonum.auditing.devices import resolve_device
+from ktonum.auditing.in_process import audit, audit_items
 from ktonum.auditing.judge import check_named, run_check
 from ktonum.case.context import CaseContext
 from ktonum.checks import Check, checks_for
@@ -173,7 +174,7 @@ def test_a_check_without_anything_to_measure_is_inconclusive() -> None:
         ({"profile": "fast"}, ("fast", "quick or full")),
         ({"device": "gpu"}, ("gpu", "cuda")),
         ({"device": "cuda:x"}, ("cuda:x", "cuda:N")),
-        ({"device": "cuda:99"}, ("cuda:99", "not here")),
+        ({"device": "cuda:99"}, ("cuda:99", "use ")),
         ({"standard": "exact"}, ("exact", "precise or eager")),
     ],
 )

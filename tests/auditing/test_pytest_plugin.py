@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ktonum.auditing.devices import resolve_device
 from ktonum.auditing.gpu_slots import visible_gpus
-from ktonum.auditing.worker_process import context_lost, resolve_device_kind
+from ktonum.auditing.worker_crashes import context_lost
 from ktonum.errors import UsageError
 from support.command_line import ROOT, environment_of_a_user, run_pytest
 from support.throwaway_ops import write_ops
@@ -158,7 +159,6 @@ def test_inconclusive_is_a_skip_with_its_reason_and_fails_when_strict(project: P
         (("--ktonum",), '[tool.ktonum]\nops = ["mykernels"]\n', "'mykernels' defines no ktonum.Op"),
         (("--ktonum-dtype=fp32",), "", "add --ktonum"),
         (("--ktonum", "--ktonum-profile=slow"), None, "unknown profile 'slow': use quick, full"),
-        (("--ktonum", "--ktonum-seeds=3"), None, "--ktonum-seeds needs --ktonum-samples"),
         (("--ktonum", "-n2", "--dist=loadgroup"), None, "use load or worksteal"),
         (("--ktonum", "--ktonum-op=mykernels/audits.py", "--ktonum-op=mykernels.audits"), None, "two ops are called"),
     ],
@@ -229,11 +229,11 @@ def test_visible_gpus_keep_the_names_they_are_given(monkeypatch: pytest.MonkeyPa
 def test_the_device_is_chosen_without_initialising_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert [resolve_device_kind(d) for d in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
+    assert [resolve_device(d) for d in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert resolve_device_kind("auto") == "cpu"
-    with pytest.raises(UsageError, match="unset it"):
-        resolve_device_kind("cuda")
+    assert resolve_device("auto") == "cpu"
+    with pytest.raises(UsageError, match="unset the variable"):
+        resolve_device("cuda")
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ import torch
 from ktonum.auditing.judge import check_named, run_check
 from ktonum.calibrate.against_table import hold_against_rows
 from ktonum.calibrate.block_errors import sample_block
-from ktonum.calibrate.block_items import BlockWork, SamplesFile
+from ktonum.calibrate.planned_block import PlannedBlock, SamplesFile
 from ktonum.calibrate.samples_file import append_samples, made_with, read_samples
-from ktonum.calibrate.seed_blocks import FIRST_SEED, Block, Wanted, blocks_of, candidates_in_words, right_candidates
+from ktonum.calibrate.seed_blocks import Block, Wanted, blocks_of, candidates_in_words, right_candidates
+from ktonum.calibrate.settings import FIRST_SEED
 from ktonum.calibrate.table_revision import revise_rows
 from ktonum.calibrate.table_rows import Pool, Stratum, pool_samples, row_of
 from ktonum.case.context import CaseContext
@@ -109,9 +110,9 @@ def truncating(**inputs: Any) -> torch.Tensor:
 def test_a_candidate_beyond_its_bound_is_no_basis(tmp_path: Path) -> None:
     op = replace(OPS["rms_norm"], candidate=lambda **inputs: truncating(**inputs).to(inputs["x"].dtype))
     file = SamplesFile(tmp_path / "samples.jsonl")
-    result = BlockWork(block_of(op, candidates=("own",)), file)()
+    result = PlannedBlock.of(block_of(op, candidates=("own",)), file).run()
     assert result.verdict is Verdict.FAIL and "output/signed_bias" in result.reason
-    right = BlockWork(block_of(OPS["rms_norm"]), file)()
+    right = PlannedBlock.of(block_of(OPS["rms_norm"]), file).run()
     assert right.verdict is Verdict.INCONCLUSIVE and right.reason == "measured"
 
 
@@ -120,9 +121,8 @@ def raising(**inputs: Any) -> torch.Tensor:
 
 
 def test_a_candidate_that_raises_is_an_error(tmp_path: Path) -> None:
-    result = BlockWork(
-        block_of(replace(OPS["rms_norm"], candidate=raising), candidates=("own",)), SamplesFile(tmp_path / "s")
-    )()
+    block = block_of(replace(OPS["rms_norm"], candidate=raising), candidates=("own",))
+    result = PlannedBlock.of(block, SamplesFile(tmp_path / "s")).run()
     assert result.verdict is Verdict.ERROR and "no such luck" in result.reason
     assert not (tmp_path / "s").exists()
 
@@ -138,7 +138,7 @@ def test_samples_come_back_and_what_was_cut_off_is_measured_again(tmp_path: Path
     assert SamplesFile(path).has(first) and not SamplesFile(path).has(second)
     append_samples(path, second, series)
     assert set(read_samples(path)) == {first.name, second.name}
-    assert BlockWork(first, SamplesFile(path))().reason == "measured before"
+    assert PlannedBlock.of(first, SamplesFile(path)).run().reason == "measured before"
 
 
 def test_other_code_versions_or_devices_are_measured_again(tmp_path: Path) -> None:

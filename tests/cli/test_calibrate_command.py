@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from ktonum.auditing.plan import AuditSettings
 from ktonum.calibrate.samples_file import read_samples
+from ktonum.calibrate.settings import CalibrationSettings
 from ktonum.cli.calibrate_command import CalibrationRequest
 from ktonum.errors import UsageError
 from ktonum.tolerances.table_files import load_table, write_table
@@ -216,21 +216,21 @@ def test_a_candidate_that_ends_its_process_gets_no_table(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"seeds": -1}, "--seeds is -1: draw one or more"),
+        ({"seeds": -1}, "invalid --seeds -1: use 1 or more"),
         ({"dtypes": "int8"}, "unknown dtype 'int8'"),
         ({"profile": "slow"}, "unknown profile 'slow'"),
         ({"samples": "nowhere/s.jsonl"}, "there is no folder"),
-        ({"tables": "nowhere"}, "--table nowhere is no directory: make it"),
-        ({"false_alarm": 0.5}, "--false-alarm is 0.5: use a probability below 0.1"),
-        ({"workers": "many"}, "-n 'many' is no number of workers"),
+        ({"tables": "nowhere"}, "--table nowhere is not a directory: create it"),
+        ({"false_alarm": 0.5}, "invalid --false-alarm 0.5: use a probability below 0.1"),
+        ({"workers": "many"}, "invalid -n 'many': use auto, 0, 1"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
-    settings = AuditSettings(("throwaway.py:right",))
+    settings = CalibrationSettings(targets=("throwaway.py:right",), samples=str(tmp_path / "samples.jsonl"))
     for name in {f.name for f in fields(settings)} & set(changed):
         settings = replace(settings, **{name: changed.pop(name)})
     with pytest.raises(UsageError, match=said):
-        CalibrationRequest(("right",), settings, **{"tables": str(tmp_path), **changed}).checked("cpu")
+        CalibrationRequest(("right",), settings, **{"tables": str(tmp_path), **changed}).check_options()
 
 
 @pytest.mark.parametrize(

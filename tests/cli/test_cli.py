@@ -115,7 +115,7 @@ def test_without_workers_a_lost_context_fails_what_comes_after_it(tmp_path: Path
     status, _, _, report = audit(tmp_path, "poisoned", "-n", "0", "--only", "forward")
     assert status == 1
     assert [r.verdict.value for r in report.results] == ["PASS", "ERROR", "ERROR"]
-    assert "not run: this process lost its CUDA context in poisoned[N=5" in report.results[2].reason
+    assert "an earlier item crashed CUDA in this process (poisoned[N=5" in report.results[2].reason
 
 
 def test_what_was_measured_before_an_interruption_is_written(tmp_path: Path) -> None:
@@ -234,11 +234,11 @@ def test_cuda_is_refused_where_there_is_none(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert "use cpu" in refused(capsys, "audit", "--device", "cuda")
+    assert "use device cpu" in refused(capsys, "audit", "--device", "cuda")
 
 
 def test_the_shipped_op_resolves() -> None:
-    from ktonum.auditing.plan import load_ops
+    from ktonum.auditing.op_loading import load_ops
 
     assert [op.name for op in load_ops(list(cli.SHIPPED.values()))] == list(cli.SHIPPED)
 

@@ -33,8 +33,8 @@ LIBRARY = (
     "locate",
     "checks",
     "tolerances",
-    "calibrate",
     "auditing",
+    "calibrate",
     "pytest_plugin",
     "cli",
     "__main__",
@@ -78,8 +78,10 @@ class Ban:
 
 _LAZY = "loads before anyone knows whether torch is needed"
 _LOADED_FIRST = (
-    *("errors", "results", "pytest_plugin", "declare", "declare.cases", "auditing", "auditing.plan"),
-    *("auditing.worker_process", "auditing.gpu_slots", "auditing.pytest_items"),
+    *("errors", "results", "pytest_plugin", "declare", "declare.cases", "calibrate", "calibrate.settings", "auditing"),
+    *("auditing.settings", "auditing.plan", "auditing.op_loading", "auditing.devices", "auditing.gpu_slots"),
+    *("auditing.audit_process", "auditing.worker_crashes", "auditing.item_runner", "auditing.pytest_items"),
+    *("auditing.session_hooks", "auditing.pytest_session"),
 )
 BANS = (
     Ban("ktonum.measure.comparison", ("ktonum.bounds",), "a measure knows no threshold", ("ktonum.bounds.formats",)),

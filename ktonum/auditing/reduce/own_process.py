@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ktonum.auditing.audit_process import prepare_environment
 from ktonum.declare.cases import Case
 
 __all__ = ["Source", "reduce_elsewhere"]
@@ -87,16 +88,13 @@ def _case(like: Case, record: dict[str, Any]) -> Case:
 
 def _main() -> None:
     """Read a task from standard input, reduce its case, and print each smaller one that fails as a line of JSON."""
-    import os
-
     task = json.load(sys.stdin)
     given = task["case"]
-    if given["device"] == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
+    prepare_environment(given["device"])
 
     import torch
 
-    from ktonum.auditing.plan import load_op
+    from ktonum.auditing.op_loading import load_op
     from ktonum.auditing.reduce.smallest_case import smallest_case
     from ktonum.declare.cases import Point
 

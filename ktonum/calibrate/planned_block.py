@@ -1,12 +1,14 @@
-"""A calibration as items of a session: each block of seeds is one, and its samples go to a file."""
+"""A calibration as items of a session: one for each block of seeds. Its samples go to a file."""
 
 from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ktonum.auditing.plan import PlannedItem
 from ktonum.calibrate.block_errors import sample_block
 from ktonum.calibrate.samples_file import append_samples, made_with, read_samples
 from ktonum.calibrate.seed_blocks import Block, Wanted, blocks_of
@@ -14,7 +16,7 @@ from ktonum.declare.op import Op
 from ktonum.errors import CandidateError, InputError, UsageError
 from ktonum.results import CheckResult, Verdict
 
-__all__ = ["BlockWork", "SamplesFile", "block_works"]
+__all__ = ["PlannedBlock", "SamplesFile", "planned_blocks"]
 
 
 class SamplesFile:
@@ -30,28 +32,28 @@ class SamplesFile:
         return kept is not None and kept[0] == made_with(block)
 
 
-@dataclass(frozen=True)
-class BlockWork:
-    """Measures a block unless it was before.
+@dataclass(frozen=True, kw_only=True)
+class PlannedBlock(PlannedItem):
+    """Measures a block unless its samples are in the file.
 
-    Samples decide nothing: the result is INCONCLUSIVE, but FAIL where an error is beyond the derived bound, for then
-    the candidate or the bound is wrong and no tolerance can rest on it. Its samples are kept all the same.
+    Samples decide nothing, so that the result is INCONCLUSIVE. It is FAIL where an error is beyond the derived bound:
+    the candidate or the bound is wrong, and no tolerance can rest on these samples. They are kept all the same.
     """
 
     block: Block
     file: SamplesFile
 
-    @property
-    def name(self) -> str:
-        """What takes a check's place in the item's name."""
-        return f"{self.block.seeds} seeds of {self.block.candidate}"
+    @classmethod
+    def of(cls, block: Block, file: SamplesFile) -> PlannedBlock:
+        """The item of a block."""
+        return cls(case=block.case, check=f"{block.seeds} seeds of {block.candidate}", block=block, file=file)
 
-    def __call__(self) -> CheckResult:
+    def run(self) -> CheckResult:
         """Measure it."""
         started = time.perf_counter()
         verdict, reason, details = self._measure()
         seconds = time.perf_counter() - started
-        return CheckResult(self.block.case.name, self.name, verdict, reason=reason, details=details, seconds=seconds)
+        return CheckResult(self.case.name, self.check, verdict, reason=reason, details=details, seconds=seconds)
 
     def _measure(self) -> tuple[Verdict, str, str]:
         try:
@@ -70,7 +72,7 @@ class BlockWork:
         return (Verdict.FAIL, "; ".join(beyond), "") if beyond else (Verdict.INCONCLUSIVE, "measured", "")
 
 
-def block_works(op: Op, wanted: Wanted, samples: Path) -> list[BlockWork]:
-    """The blocks of an op, and the work of measuring each."""
+def planned_blocks(ops: Sequence[Op], wanted: Wanted, samples: Path) -> list[PlannedBlock]:
+    """The items of all blocks of these ops."""
     file = SamplesFile(samples)
-    return [BlockWork(block, file) for block in blocks_of(op, wanted)]
+    return [PlannedBlock.of(block, file) for op in ops for block in blocks_of(op, wanted)]
