@@ -10,10 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ktonum.auditing.devices import resolve_device
 from ktonum.auditing.gpu_slots import visible_gpus
-from ktonum.auditing.worker_crashes import context_lost
-from ktonum.errors import UsageError
 from support.command_line import ROOT, environment_of_a_user, run_pytest
 from support.throwaway_ops import write_ops
 
@@ -120,6 +117,23 @@ def _check_junit(project: Path, *, tests: int, failed: int) -> None:
     assert junit.count("<testcase") == tests and junit.count("<failure") + junit.count("<error") == failed
 
 
+# What a worker would do that read its options: find no op, and accept no profile.
+OTHER_OPTIONS = """
+def pytest_cmdline_main(config):
+    if hasattr(config, "workerinput"):
+        config.option.ktonum = False
+        config.option.ktonum_op = ["absent.py:OP"]
+        config.option.ktonum_profile = "absent"
+"""
+
+
+def test_a_worker_takes_the_settings_that_were_sent_and_reads_no_options(project: Path) -> None:
+    (project / "conftest.py").write_text(OTHER_OPTIONS, encoding="utf-8")
+    result = run(project, "-n1", "--ktonum", "ktonum::right[N=5,M=64]-fp32-cpu::forward", *ON_CPU)
+    assert result.ret == 0, result.stdout.str() + result.stderr.str()
+    result.assert_outcomes(passed=1)
+
+
 def test_items_are_named_on_the_command_line_and_need_no_tests_beside_them(project: Path) -> None:
     (project / "test_mine.py").unlink()
     result = run(project, "--ktonum", "ktonum::right[N=5,M=64]-fp32-cpu::linearity", *ON_CPU)
@@ -224,26 +238,3 @@ def test_visible_gpus_keep_the_names_they_are_given(monkeypatch: pytest.MonkeyPa
     assert visible_gpus() == ("3", "GPU-5f2c")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert visible_gpus() == ()
-
-
-def test_the_device_is_chosen_without_initialising_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert [resolve_device(d) for d in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert resolve_device("auto") == "cpu"
-    with pytest.raises(UsageError, match="unset the variable"):
-        resolve_device("cuda")
-
-
-@pytest.mark.parametrize(
-    ("text", "lost"),
-    [
-        ("Triton Error [CUDA]: an illegal memory access was encountered", True),
-        ("CUDA error: device-side assert triggered", True),
-        ("CUDA out of memory. Tried to allocate 2.00 GiB", False),
-        ("ValueError: bad shape", False),
-    ],
-)
-def test_only_errors_that_outlast_their_call_cost_the_process(text: str, lost: bool) -> None:
-    assert context_lost(text) is lost
