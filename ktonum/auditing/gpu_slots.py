@@ -1,7 +1,7 @@
 """Which worker uses which GPU: leases by file lock.
 
-A worker's number is no assignment, for the worker that replaces gw2 is gw4. A lease is a lock on a file of the run's
-own folder; the system releases it when the worker ends, however it ends.
+A worker's number cannot decide it, because the worker that replaces gw2 may be gw4. A lease is a lock on a file in the
+run's folder. The system releases it when the worker ends, however it ends.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _MOST_PER_GPU = 64
 
 
 class GpuLease:
-    """A GPU that is this process's until it ends or `release` is called.
+    """This process's right to use a GPU, until it ends or `release` is called.
 
     Attributes:
-        gpu: What ``CUDA_VISIBLE_DEVICES`` calls it: an index or a UUID.
+        gpu: Its name in ``CUDA_VISIBLE_DEVICES``: an index or a UUID.
         slot: 0 for the GPU's first worker, 1 for its second ...
     """
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AuditRequest", "audit_command"]
 
-# How often results so far are saved, in seconds, for a machine that goes down in the middle.
+# How often results so far are saved, in seconds: the machine may go down before the audit ends.
 _SAVE_EVERY = 5.0
 
 
@@ -123,7 +123,7 @@ def audit_command(request: AuditRequest) -> int:
 
 
 class _Saver:
-    """Writes the report: now and then while results come, and when they are complete."""
+    """Writes the report: every few seconds while results come, and at the end."""
 
     def __init__(self, request: AuditRequest, plan: Plan[PlannedCheck]) -> None:
         self._request = request
@@ -132,17 +132,17 @@ class _Saver:
         self._saved = time.monotonic()
 
     def add(self, result: CheckResult) -> None:
-        """Take in a result; save if the last time is a while ago."""
+        """Add a result; save if some seconds have passed since the last time."""
         self._results.append(result)
         if self._request.json is not None and time.monotonic() - self._saved >= _SAVE_EVERY:
             self._write_json(Report(tuple(self._results), self._description(interrupted=True)))
             self._saved = time.monotonic()
 
     def finish(self, results: tuple[CheckResult, ...], *, interrupted: bool) -> Report:
-        """The report of all results, written to the files asked for."""
+        """The report of all results; it is also written to the files of the request."""
         from ktonum.report.environment import describe_environment
 
-        # Only now that the workers are gone: it initialises CUDA in this process.
+        # Not before the workers have ended: this initialises CUDA in this process.
         environment = {**describe_environment(self._plan.device), **self._description(interrupted=interrupted)}
         report = Report(results, environment)
         self._write_json(report)
@@ -173,7 +173,7 @@ class _Saver:
         if path.exists() and not path.is_file():
             report.to_json(path)  # a device or a pipe
             return
-        # By way of a second file: a crash while writing must not destroy what was saved before.
+        # Through a second file: a crash while writing must not destroy what was saved before.
         path = path.resolve()
         part = path.with_name(f"{path.name}.part")
         report.to_json(part)
@@ -181,7 +181,7 @@ class _Saver:
 
 
 def _write_reproductions(request: AuditRequest, plan: Plan[PlannedCheck], report: Report, console: Console) -> None:
-    """A script for each distinct failure, each reduced first; a line for each as it is written."""
+    """Reduce each distinct failure, write a script for it, and print a line."""
     from ktonum.auditing.reduce.reproductions import Source, write_reproductions
 
     assert request.reproductions is not None  # see `audit_command`
@@ -209,7 +209,7 @@ def _headline(request: AuditRequest, plan: Plan[PlannedCheck], workers: int, gpu
 
 
 def _command(request: AuditRequest) -> str:
-    """The command line without dtype and outputs, from which one for a single failure is made."""
+    """The command line without dtype and outputs; the report completes it for a single failure."""
     settings = request.settings
     words = ["ktonum", "audit", request.op]
     for option, value, usual in (
@@ -225,7 +225,7 @@ def _command(request: AuditRequest) -> str:
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM, which is what a CI system sends, stops the audit like Ctrl-C: what was measured is written."""
+    """SIGTERM, which CI systems send, stops the audit like Ctrl-C: results so far are written."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

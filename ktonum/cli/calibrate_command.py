@@ -108,8 +108,8 @@ def calibrate_command(request: CalibrationRequest) -> int:
     if any(result.verdict is Verdict.ERROR for result in failed):
         console.print("Not everything was measured; no table was written.", markup=False)
         return 1
-    # Only now that the workers are gone, for it initialises CUDA in this process; and before a table is written, which
-    # would make the checkout one with changes.
+    # Not before the workers have ended, because this initialises CUDA in this process; and before a table is written,
+    # because git would then report changes.
     environment = describe_environment(plan.device)
     done = [_finish(_Finished(request, plan, op, environment, console)) for op in plan.ops]
     console.print(f"{time.monotonic() - started:.0f} s.", markup=False)
@@ -128,7 +128,7 @@ class _Finished:
 
     @cached_property
     def blocks(self) -> list[Block]:
-        """The op's blocks; by name, for with another candidate it is another op."""
+        """The op's blocks; found by name, because an op with another candidate is another object."""
         return [item.block for item in self.plan.items if item.block.op.name == self.op.name]
 
     @cached_property
@@ -146,10 +146,10 @@ class _Finished:
 
 
 def _finish(done: _Finished) -> bool:
-    """Write or check the table of one op; whether that could be done."""
+    """Write or check the table of one op. Returns whether that succeeded."""
     beyond = [text for pool in done.pools.values() for text in pool.beyond]
     if beyond:
-        done.say(f"{done.op.name}: errors beyond the derived bound, no basis for a tolerance", *beyond)
+        done.say(f"{done.op.name}: errors beyond the derived bound, which are no basis for a tolerance", *beyond)
     elif not done.pools:
         done.say(f"{done.op.name}: no tolerance to calibrate: every output is exactly zero or declared `cancelling`")
     else:
@@ -212,21 +212,21 @@ def _check(done: _Finished) -> bool:
     rows = sum(one.measured for one in held)
     carried = table.carried_over(kind, name) if table is not None and rows else ""
     done.say(
-        f"{done.op.name}: {rows} rows held, {len(held) - rows} derived bounds for want of a row; {beyond} beyond"
+        f"{done.op.name}: {rows} compared with a row, {len(held) - rows} with the derived bound; {beyond} beyond"
         + (f"; all rows {carried}" if carried else "")
     )
     return not beyond
 
 
 def _read_table(op: Op, folder: str) -> Table | None:
-    """The op's table in the folder as it is before this run; not a shipped one, which another op's name may equal."""
+    """The op's table in the folder. Not a shipped table: another op may have the same name."""
     from ktonum.tolerances.table_files import load_table
 
     file = Path(folder) / f"{op.name}.toml"
     try:
         return load_table(file) if file.exists() else None
     except TableError as error:
-        raise UsageError(f"{error}; mend or remove the file") from error
+        raise UsageError(f"{error}; correct or remove the file") from error
 
 
 def _headline(request: CalibrationRequest, plan: Plan[PlannedBlock], workers: int) -> str:
@@ -242,7 +242,7 @@ def _headline(request: CalibrationRequest, plan: Plan[PlannedBlock], workers: in
 
 
 def _command(request: CalibrationRequest, seeds: int) -> str:
-    """The command line, without files and what they are called."""
+    """The command line without the names of files."""
     settings = request.settings
     words = ["ktonum", "calibrate", *request.ops]
     for option, value, usual in (

@@ -66,8 +66,7 @@ def audit(
     profile: Annotated[str, typer.Option(help="quick or full")] = "quick",
     standard: Annotated[str, typer.Option(help="precise or eager")] = "precise",
     workers: Annotated[
-        str,
-        typer.Option("-n", metavar="N", help="Worker processes: 0, 1, 2, … or auto (by GPUs, else by cores)"),
+        str, typer.Option("-n", metavar="N", help="Worker processes: 0, 1, 2, ... or auto (by GPUs, else by cores)")
     ] = "auto",
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report as JSON.")] = None,
     html: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report as one HTML page.")] = None,
@@ -123,12 +122,10 @@ def calibrate(
     seeds: Annotated[int, typer.Option(metavar="N", help="Inputs drawn at each point; 0: 36 on a CPU, else 200")] = 0,
     table: Annotated[str, typer.Option(metavar="DIR", help="Where tables are.")] = "tolerance_tables",
     samples: Annotated[
-        str,
-        typer.Option(metavar="FILE", help="Samples are kept here for later runs [default: DIR/samples.jsonl]"),
+        str, typer.Option(metavar="FILE", help="Samples are kept here for later runs [default: DIR/samples.jsonl]")
     ] = "",
     workers: Annotated[
-        str,
-        typer.Option("-n", metavar="N", help="Worker processes: 0, 1, 2, … or auto (by GPUs, else by cores)"),
+        str, typer.Option("-n", metavar="N", help="Worker processes: 0, 1, 2, ... or auto (by GPUs, else by cores)")
     ] = "auto",
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why tolerances may grow; kept in the table.")] = "",
     false_alarm: Annotated[

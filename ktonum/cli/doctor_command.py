@@ -32,14 +32,14 @@ class _Findings:
         self.sound = True
 
     def add(self, mark: str, text: str) -> None:
-        """``ok``, ``note`` for what an audit can do without, or ``lack`` for what it cannot."""
+        """Print a finding: ``ok``, ``note`` (an audit can do without it) or ``lack`` (an audit needs it)."""
         style = {"ok": "green", "note": "yellow", "lack": "bold red"}[mark]
         self.console.print(Text.assemble((f"{mark:<5}", style), text))
         self.sound = self.sound and mark != "lack"
 
 
 def examine() -> int:
-    """Print what was found.
+    """Print what this machine has and lacks.
 
     Returns:
         0 when an audit can run here, else 1.
@@ -58,8 +58,8 @@ def examine() -> int:
     if _version("triton"):
         _interpreter(found, required=not gpus)
     if os.environ.get("TRITON_INTERPRET") == "1" and gpus:
-        found.add("note", "TRITON_INTERPRET=1 is set: audits run on the CPU, whatever GPUs there are")
-    found.console.print("An audit can run here." if found.sound else "An audit cannot run here: see what is lacking.")
+        found.add("note", "TRITON_INTERPRET=1 is set: audits run on the CPU and use no GPU")
+    found.console.print("An audit can run here." if found.sound else "An audit cannot run here: see what it lacks.")
     return 0 if found.sound else 1
 
 
@@ -101,7 +101,7 @@ def _compiler(found: _Findings) -> None:
     if compiler:
         found.add("ok", f"C compiler {compiler}")
     else:
-        hint = f"CC={named} is not found" if named else "neither gcc nor clang is found"
+        hint = f"CC={named} was not found" if named else "neither gcc nor clang was found"
         found.add("lack", f"no C compiler, which Triton needs on a GPU: {hint}; install gcc, or name one in CC")
 
 
@@ -111,7 +111,7 @@ def _interpreter(found: _Findings, *, required: bool) -> None:
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_PROBE_SECONDS)
     except subprocess.TimeoutExpired:
-        found.add("lack" if required else "note", f"Triton's interpreter gave no answer within {_PROBE_SECONDS} s")
+        found.add("lack" if required else "note", f"Triton's interpreter did not answer within {_PROBE_SECONDS} s")
         return
     if done.returncode != 0:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
@@ -124,6 +124,6 @@ def _interpreter(found: _Findings, *, required: bool) -> None:
         found.add("ok", f"Triton's interpreter is right in: {', '.join(right)}")
     if wrong:
         known = all("bfloat16" in name for name in wrong)
-        advice = "kernels that calculate in bfloat16 come out wrong there; upcast after loading, round outside"
+        advice = "kernels that calculate in bfloat16 give wrong results there; upcast after loading, round outside"
         mark = "note" if known or not required else "lack"
         found.add(mark, f"Triton's interpreter is wrong in: {', '.join(wrong)}; {advice}")

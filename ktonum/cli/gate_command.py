@@ -1,10 +1,11 @@
-"""``ktonum gate``: read two audits, compare them, say what came of it."""
+"""``ktonum gate``: read two audits, compare them, and print the decision."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from ktonum.cli.option_checks import check_file
 from ktonum.errors import UsageError
 from ktonum.gate.decision import hold_against
 from ktonum.gate.decision_report import print_gate, write_json
@@ -22,7 +23,7 @@ class GateRequest:
         current, baseline: Files that ``ktonum audit --json`` wrote.
         json: A file to write; None for none.
         false_alarm: See `ktonum.gate.grown_errors`.
-        strict: Whether growth on a new device and what became INCONCLUSIVE fail.
+        strict: Whether growth on a new device fails, and a check that became INCONCLUSIVE.
     """
 
     current: str
@@ -33,18 +34,18 @@ class GateRequest:
 
 
 def gate_command(request: GateRequest) -> int:
-    """Hold one audit against the other and print the decision.
+    """Compare one audit with the other and print the decision.
 
     Returns:
         The exit status: 0 when nothing is worse than in the baseline, else 1.
 
     Raises:
-        UsageError: A file is no audit's JSON, the two cannot be compared, or an argument is none of those accepted.
+        UsageError: A file is not an audit's JSON, the two cannot be compared, or an option is not among those accepted.
     """
     if not 0 < request.false_alarm < 1:
-        raise UsageError(f"--false-alarm {request.false_alarm:g} is no probability: use a number such as 0.01")
-    if request.json is not None and not Path(request.json).absolute().parent.is_dir():
-        raise UsageError(f"--json {request.json!r}: there is no folder {Path(request.json).parent}: create it first")
+        raise UsageError(f"invalid --false-alarm {request.false_alarm:g}: use a number between 0 and 1, e.g. 0.01")
+    if request.json is not None:
+        check_file("--json", Path(request.json))
     baseline = read_report(request.baseline, "--baseline")
     current = read_report(request.current, "CURRENT")
     gate = hold_against(baseline=baseline, current=current, false_alarm=request.false_alarm, strict=request.strict)

@@ -181,7 +181,7 @@ def test_check_holds_fresh_errors_against_the_rows_and_writes_nothing(
     before = file.read_bytes()
     status, out, _ = calibrate(tmp_path, "right", "--seeds", "50", "--check")
     assert status == 0 and file.read_bytes() == before
-    assert "right: 6 rows held, 0 derived bounds for want of a row; 0 beyond" in out
+    assert "right: 6 compared with a row, 0 with the derived bound; 0 beyond" in out
     assert "all rows carried over: measured on another CPU, another device of the class interpreter" in out
     # Rows by an op ten times as near to its oracle: this one is beyond them.
     shrunk = []
@@ -197,7 +197,7 @@ def test_check_holds_fresh_errors_against_the_rows_and_writes_nothing(
 
 def test_a_candidate_that_is_not_right_gets_no_table(tmp_path: Path) -> None:
     status, out, _ = calibrate(tmp_path, "wrong", "throwaway.py:right", "--seeds", "2")
-    assert status == 1 and "wrong: errors beyond the derived bound, no basis for a tolerance" in out, out
+    assert status == 1 and "wrong: errors beyond the derived bound, which are no basis for a tolerance" in out, out
     assert (tmp_path / "right.toml").exists() and not (tmp_path / "wrong.toml").exists()
 
 

@@ -137,7 +137,7 @@ def test_any_single_damage_is_refused_or_harmless(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--false-alarm", "0"), "is no probability"),
+        (("--false-alarm", "0"), "use a number between 0 and 1"),
         (("--json", "no/such/folder/g.json"), "create it first"),
     ],
 )

@@ -1,6 +1,6 @@
 """Reducing a failing case in a process of its own: at another size the candidate may crash or hang.
 
-Each smaller case is told as soon as it is found, so that what a crash leaves is the smallest case until then.
+The process prints each smaller case as soon as it finds one. After a crash, the last one printed is the result.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Source:
 def reduce_elsewhere(
     source: Source, case: Case, check: str, tensor: str, *, timeout: float | None = None
 ) -> tuple[Case, str]:
-    """The smallest case found that fails in the same way, and in words how the search ended.
+    """The smallest case found that fails in the same way, and how the search ended, in words.
 
     Args:
         source: The op.
