@@ -86,7 +86,17 @@ def test_without_the_option_nothing_is_collected_nor_torch_imported(project: Pat
     result.assert_outcomes(passed=1)
 
 
-def test_workers_collect_alike_and_a_crash_is_a_verdict_like_any_other(project: Path) -> None:
+# What a worker would do that read its options: find no op, and accept no profile.
+OTHER_OPTIONS = """
+def pytest_cmdline_main(config):
+    if hasattr(config, "workerinput"):
+        config.option.ktonum = False
+        config.option.ktonum_op = ["absent.py:OP"]
+        config.option.ktonum_profile = "absent"
+"""
+
+
+def test_workers_take_the_settings_that_were_sent_and_a_crash_is_a_verdict_like_any_other(project: Path) -> None:
     result = _with_workers(project, "exits")
     result.assert_outcomes(passed=3, failed=1)
     result.stdout.fnmatch_lines(["*ERROR: the process died while the candidate ran*"])
@@ -104,6 +114,7 @@ def test_a_worker_that_loses_its_cuda_context_is_replaced(project: Path) -> None
 
 def _with_workers(project: Path, *ops: str) -> pytest.RunResult:
     write_ops(project)
+    (project / "conftest.py").write_text(OTHER_OPTIONS, encoding="utf-8")
     named = [f"--ktonum-op=throwaway.py:{op}" for op in ops]
     result = run_process(
         project, "-n", "2", "--ktonum", *named, "--ktonum-select", "forward", "--junitxml", "junit.xml", *ON_CPU
@@ -115,23 +126,6 @@ def _with_workers(project: Path, *ops: str) -> pytest.RunResult:
 def _check_junit(project: Path, *, tests: int, failed: int) -> None:
     junit = (project / "junit.xml").read_text(encoding="utf-8")
     assert junit.count("<testcase") == tests and junit.count("<failure") + junit.count("<error") == failed
-
-
-# What a worker would do that read its options: find no op, and accept no profile.
-OTHER_OPTIONS = """
-def pytest_cmdline_main(config):
-    if hasattr(config, "workerinput"):
-        config.option.ktonum = False
-        config.option.ktonum_op = ["absent.py:OP"]
-        config.option.ktonum_profile = "absent"
-"""
-
-
-def test_a_worker_takes_the_settings_that_were_sent_and_reads_no_options(project: Path) -> None:
-    (project / "conftest.py").write_text(OTHER_OPTIONS, encoding="utf-8")
-    result = run(project, "-n1", "--ktonum", "ktonum::right[N=5,M=64]-fp32-cpu::forward", *ON_CPU)
-    assert result.ret == 0, result.stdout.str() + result.stderr.str()
-    result.assert_outcomes(passed=1)
 
 
 def test_items_are_named_on_the_command_line_and_need_no_tests_beside_them(project: Path) -> None:

@@ -255,8 +255,9 @@ def test_inconclusive_passes_unless_strict_and_an_audit_without_a_pass_fails(tmp
     base = ("audit", "throwaway.py:picky_op", "--device", "cpu", "--dtype", "fp32", "-n", "0")
     status, out, _ = run(tmp_path, *base, "--only", "forward")
     assert status == 0 and "not five" in out and "1 INCONCLUSIVE" in out
-    status, out, _ = run(tmp_path, *base, "--only", "forward", "--strict")
+    status, out, _ = run(tmp_path, *base, "--only", "forward", "--strict", "--junit", "junit.xml")
     assert status == 1 and "--strict" in out
+    assert len(list(ET.parse(tmp_path / "junit.xml").iter("failure"))) == 1
     status, out, _ = run(tmp_path, *base, "--only", "N=5,M=64]-fp32-cpu::forward")
     assert status == 1 and "decided nothing" in out
 
