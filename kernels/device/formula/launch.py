@@ -11,11 +11,8 @@ from torch import Tensor
 from ktonum.kernels.contract.config import KTOConfig
 from ktonum.kernels.contract.formula import METRICS
 from ktonum.kernels.device.formula.kernels import formula_kernel
-from ktonum.kernels.device.kernel_launcher import Launcher
 
 __all__ = ["FormulaInputs", "formula"]
-
-_formula_kernel = Launcher(formula_kernel)
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ def formula(inputs: FormulaInputs, config: KTOConfig, dtype: torch.dtype) -> tup
     loss = policy.new_empty(batch if config.reduction == "none" else (), dtype=dtype)
     slope = torch.empty_like(policy)
     metrics = policy.new_empty(len(METRICS), dtype=dtype)
-    _formula_kernel[(1,)](
+    formula_kernel[(1,)](
         policy,
         policy if inputs.reference is None else inputs.reference.contiguous(),
         policy if kl is None else kl.contiguous(),

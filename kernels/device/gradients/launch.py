@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ktonum.kernels.device.block_sizes import WEIGHT_GRADIENT
+from ktonum.kernels.device.block_sizes import WEIGHT_GRADIENT, cdiv
 from ktonum.kernels.device.gradients.kernels import (
     add_target_terms_kernel,
     bias_gradient_kernel,
@@ -17,18 +17,11 @@ from ktonum.kernels.device.gradients.kernels import (
     weight_gradient_kernel,
 )
 from ktonum.kernels.device.hardware import ACCUMULATORS, INTERPRETED, programs, serves_descriptors
-from ktonum.kernels.device.kernel_launcher import Launcher, cdiv
 from ktonum.kernels.device.products import accumulator_dtype, product
 from ktonum.kernels.device.slabs import Slab
 from ktonum.kernels.device.sums.launch import Coefficients
 
 __all__ = ["WIDE_ROWS", "Rows", "SortedTargets", "bias_gradient", "input_gradient", "weight_gradient"]
-
-_add_target_terms_kernel = Launcher(add_target_terms_kernel)
-_bias_gradient_kernel = Launcher(bias_gradient_kernel)
-_finish_input_gradient_kernel = Launcher(finish_input_gradient_kernel)
-_stretch_bounds_kernel = Launcher(stretch_bounds_kernel)
-_weight_gradient_kernel = Launcher(weight_gradient_kernel)
 
 #: Rows of the weight's gradient that exist in the accumulator's dtype at a time: 128 MiB at hidden size 4096.
 WIDE_ROWS = 8192
@@ -58,7 +51,7 @@ class SortedTargets:
         stretches = cdiv(vocabulary, _STRETCH)
         bounds = torch.empty(stretches + 1, dtype=torch.int64, device=target.device)
         block = 1024 if INTERPRETED else 128
-        _stretch_bounds_kernel[(cdiv(stretches + 1, block),)](
+        stretch_bounds_kernel[(cdiv(stretches + 1, block),)](
             in_order,
             bounds,
             count=len(target),
@@ -116,7 +109,7 @@ def _fused_weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_i
     tiles = cdiv(columns, blocks.columns) * cdiv(hidden, blocks.hidden)
     # The interpreter truncates on a cast to bfloat16.
     written = torch.empty_like(grad_rows, dtype=rows.coefficients.scale.dtype) if INTERPRETED else grad_rows
-    _weight_gradient_kernel[(programs(grad_rows.device, tiles, persistent=True),)](
+    weight_gradient_kernel[(programs(grad_rows.device, tiles, persistent=True),)](
         TensorDescriptor.from_tensor(slab.exponentials, [blocks.rows, blocks.columns]),
         TensorDescriptor.from_tensor(weighted_input, [blocks.rows, blocks.hidden]),
         # Half a tile's hidden entries, as the kernel stores them.
@@ -151,7 +144,7 @@ def _add_target_terms(grad_rows: Tensor, first_target: int, rows: Rows) -> None:
     if count == 0:
         return
     block_rows, block_hidden = (64, 256) if INTERPRETED else (32, 64)
-    _add_target_terms_kernel[(cdiv(count, block_rows), cdiv(hidden, block_hidden))](
+    add_target_terms_kernel[(cdiv(count, block_rows), cdiv(hidden, block_hidden))](
         grad_rows,
         rows.input,
         rows.coefficients.at_target,
@@ -173,7 +166,7 @@ def _add_target_terms(grad_rows: Tensor, first_target: int, rows: Rows) -> None:
 def bias_gradient(grad_rows: Tensor, slab: Slab, rows: Rows) -> None:
     """``grad_rows_v = −Σ_t f_t c_t e_tv + Σ_{t: y_t = v} a_t``; (columns,), accumulator's dtype."""
     count, columns = slab.exponentials.shape
-    _bias_gradient_kernel[(cdiv(columns, _STRETCH),)](
+    bias_gradient_kernel[(cdiv(columns, _STRETCH),)](
         slab.exponentials,
         rows.coefficients.scale,
         rows.coefficients.elsewhere,
@@ -205,7 +198,7 @@ def input_gradient(grad: Tensor, places: Tensor, sums: Tensor, weight: Tensor, r
     block_rows, block_hidden = (64, 256) if INTERPRETED else (4, 512)
     # The interpreter truncates on a cast to bfloat16.
     written = torch.zeros_like(grad, dtype=sums.dtype) if INTERPRETED else grad
-    _finish_input_gradient_kernel[(cdiv(count, block_rows), cdiv(hidden, block_hidden))](
+    finish_input_gradient_kernel[(cdiv(count, block_rows), cdiv(hidden, block_hidden))](
         sums,
         rows.coefficients.scale,
         rows.coefficients.elsewhere,

@@ -10,18 +10,14 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ktonum.kernels.device.block_sizes import BlockSizes, block_sizes
+from ktonum.kernels.device.block_sizes import BlockSizes, block_sizes, cdiv
 from ktonum.kernels.device.hardware import INTERPRETED, capability, programs, serves_descriptors, slab_scale
-from ktonum.kernels.device.kernel_launcher import Launcher, cdiv
 from ktonum.kernels.device.logits.kernels import logits_kernel
 from ktonum.kernels.device.products import full_precision_products
 from ktonum.kernels.device.slabs import Slab
 from ktonum.kernels.device.softmax.kernels import LOG2_E, softmax_kernel
 
 __all__ = ["LOGITS_AT_A_TIME", "Projection", "Tiles", "block_sizes_of", "fill_tiles"]
-
-_logits_kernel = Launcher(logits_kernel)
-_softmax_kernel = Launcher(softmax_kernel)
 
 # What tensor cores lose of an inner product of n terms, as a multiple of n: on an H100 log-sum-exps of bf16 logits at
 # hidden size 4096 were short by 3.8e-6 to 4.1e-6 of E_p z on data of mean zero, with outlier dimensions, of mean 0.5
@@ -124,7 +120,7 @@ def _fused(
             written = TensorDescriptor.from_tensor(slab, [blocks.rows, blocks.columns // 2])
         operands = (rows_of_x, columns_of_w, written)
     corrected = blocks.descriptors and not INTERPRETED
-    _logits_kernel[(programs(x.device, count, persistent=blocks.descriptors),)](
+    logits_kernel[(programs(x.device, count, persistent=blocks.descriptors),)](
         *operands,
         w if bias is None else bias,
         projection.target,
@@ -196,7 +192,7 @@ def _softmax(
     stored: bool,
 ) -> None:
     rows, count = logits.shape
-    _softmax_kernel[(cdiv(count, blocks.columns), cdiv(rows, blocks.rows))](
+    softmax_kernel[(cdiv(count, blocks.columns), cdiv(rows, blocks.rows))](
         logits,
         logits if projection.bias is None else projection.bias,
         projection.target,

@@ -7,13 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ktonum.kernels.device.kernel_launcher import Launcher
 from ktonum.kernels.device.packing.kernels import pack_targets_kernel, sequence_sums_kernel
 
 __all__ = ["Packing", "capturing"]
-
-_pack_targets_kernel = Launcher(pack_targets_kernel)
-_sequence_sums_kernel = Launcher(sequence_sums_kernel)
 
 
 def capturing(tensor: Tensor) -> bool:
@@ -53,7 +49,7 @@ class Packing:
         even = size + size % 2  # Else kernels would be compiled again for pointers that are no multiples of 16 bytes.
         memory = torch.empty(2 * even + batch + 1, dtype=torch.int64, device=target.device)
         rows, targets, starts = memory[:size], memory[even : even + size], memory[2 * even :]
-        _pack_targets_kernel[(1,)](
+        pack_targets_kernel[(1,)](
             target.contiguous(),
             rows,
             targets,
@@ -84,5 +80,5 @@ class Packing:
         """Sums of the rows' ``values``, (count,), float64, over each sequence's unmasked tokens: (B,)."""
         batch = self.starts.numel() - 1
         sums = values.new_empty(batch)
-        _sequence_sums_kernel[(batch,)](values, self.starts, sums, BLOCK=1024)
+        sequence_sums_kernel[(batch,)](values, self.starts, sums, BLOCK=1024)
         return sums

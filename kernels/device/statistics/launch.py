@@ -8,18 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ktonum.kernels.device.block_sizes import cdiv
 from ktonum.kernels.device.hardware import INTERPRETED, slab_scale
-from ktonum.kernels.device.kernel_launcher import Launcher, cdiv
 from ktonum.kernels.device.logits.launch import Projection, Tiles, block_sizes_of, fill_tiles
 from ktonum.kernels.device.products import accumulator_dtype
 from ktonum.kernels.device.slabs import Slab
 from ktonum.kernels.device.statistics.kernels import reduce_tiles_kernel, rescale_slab_kernel, target_logits_kernel
 
 __all__ = ["Projection", "RowStatistics", "exponentials", "row_statistics"]
-
-_reduce_tiles_kernel = Launcher(reduce_tiles_kernel)
-_rescale_slab_kernel = Launcher(rescale_slab_kernel)
-_target_logits_kernel = Launcher(target_logits_kernel)
 
 # Rows whose tiles `reduce_tiles_kernel` and `rescale_slab_kernel` look at together.
 _ROWS = 128 if INTERPRETED else 16
@@ -70,7 +66,7 @@ def row_statistics(projection: Projection, statistics: RowStatistics, *, slabs: 
         stored = columns[1]
     fill_tiles(projection, target_shift, (stored, vocabulary), blocks, tiles=tiles)
     differ = torch.empty(cdiv(rows, _ROWS), dtype=torch.int32, device=device)
-    _reduce_tiles_kernel[(cdiv(rows, _ROWS),)](
+    reduce_tiles_kernel[(cdiv(rows, _ROWS),)](
         tiles.shift,
         tiles.sum,
         logit,
@@ -94,7 +90,7 @@ def row_statistics(projection: Projection, statistics: RowStatistics, *, slabs: 
 def _target_logits(projection: Projection, logit: Tensor, shift: Tensor) -> None:
     x, w, bias = projection.input, projection.weight, projection.bias
     block_rows = 64 if INTERPRETED else 8
-    _target_logits_kernel[(cdiv(x.shape[0], block_rows),)](
+    target_logits_kernel[(cdiv(x.shape[0], block_rows),)](
         x,
         w,
         w if bias is None else bias,
@@ -132,7 +128,7 @@ def _rescale(slab: Slab, tiles: Tiles, shift: Tensor, differ: Tensor, width: int
     at_a_time = 4
     # Few programs, for most find nothing to do: one for each group of tiles took 47 µs to find that.
     groups = min(16, cdiv(columns, width * at_a_time))
-    _rescale_slab_kernel[(groups, cdiv(rows, _ROWS))](
+    rescale_slab_kernel[(groups, cdiv(rows, _ROWS))](
         slab.exponentials,
         tiles.shift,
         shift,

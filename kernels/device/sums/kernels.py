@@ -1,6 +1,6 @@
 """Triton: sums of hidden states and heads, and the rows' coefficients: one launch each.
 
-A launch costs the host some 20 to 50 µs, which a small batch waits for; PyTorch makes a dozen of each of these.
+A launch costs the host 20 to 70 µs, which a small batch waits for. PyTorch makes a dozen launches of each of these.
 """
 
 # Triton reads the annotations of jitted functions; they must stay objects, so no postponed evaluation here.

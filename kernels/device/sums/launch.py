@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ktonum.kernels.device.block_sizes import cdiv
 from ktonum.kernels.device.hardware import INTERPRETED
-from ktonum.kernels.device.kernel_launcher import Launcher, cdiv
 from ktonum.kernels.device.products import accumulator_dtype
 from ktonum.kernels.device.statistics.launch import RowStatistics
 from ktonum.kernels.device.sums.kernels import (
@@ -20,12 +20,6 @@ from ktonum.kernels.device.sums.kernels import (
 )
 
 __all__ = ["ColumnSums", "Coefficients", "column_sums", "logit_sums", "row_coefficients", "scale_rows"]
-
-_column_sums_kernel = Launcher(column_sums_kernel)
-_input_sums_kernel = Launcher(input_sums_kernel)
-_logit_sums_kernel = Launcher(logit_sums_kernel)
-_row_coefficients_kernel = Launcher(row_coefficients_kernel)
-_scale_rows_kernel = Launcher(scale_rows_kernel)
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ def column_sums(weight: Tensor) -> ColumnSums:
     stretches, block_rows, block_hidden = (1, 512, 256) if INTERPRETED else (64, 16, 256)
     sums = torch.empty((stretches, hidden), dtype=torch.float64, device=weight.device)
     largest = torch.empty_like(sums, dtype=accumulator_dtype(weight.dtype))
-    _column_sums_kernel[(stretches, cdiv(hidden, block_hidden))](
+    column_sums_kernel[(stretches, cdiv(hidden, block_hidden))](
         weight,
         sums,
         largest,
@@ -91,7 +85,7 @@ def logit_sums(input: Tensor, columns: ColumnSums, bias: Tensor | None, sound: T
     found = torch.empty(2 * count + batch, dtype=torch.float64, device=input.device)
     parts, sums = found[: 2 * count], found[2 * count :]
     if count:
-        _input_sums_kernel[(batch * stretches, tiles)](
+        input_sums_kernel[(batch * stretches, tiles)](
             input,
             columns.sums,
             columns.largest,
@@ -108,7 +102,7 @@ def logit_sums(input: Tensor, columns: ColumnSums, bias: Tensor | None, sound: T
             BLOCK_HIDDEN=block_hidden,
             BLOCK_STRETCHES=1 if INTERPRETED else 8,
         )
-    _logit_sums_kernel[(1,)](
+    logit_sums_kernel[(1,)](
         parts,
         parts if bias is None else bias,
         sums,
@@ -152,7 +146,7 @@ def row_coefficients(
     wide = accumulator_dtype(dtype)
     at_target, elsewhere = torch.empty((2, len(target)), dtype=wide, device=target.device).unbind()
     found = Coefficients(at_target, elsewhere, torch.empty((), dtype=wide, device=target.device))
-    _row_coefficients_kernel[(1,)](
+    row_coefficients_kernel[(1,)](
         upstream.contiguous(),
         statistics.others,
         statistics.factor,
@@ -177,7 +171,7 @@ def scale_rows(rows: Tensor, factors: Tensor, out: Tensor) -> None:
     written = torch.empty_like(out, dtype=factors.dtype) if INTERPRETED else out
     block_rows, block_columns = (64, 256) if INTERPRETED else (4, 512)
     if count:
-        _scale_rows_kernel[(cdiv(count, block_rows), cdiv(columns, block_columns))](
+        scale_rows_kernel[(cdiv(count, block_rows), cdiv(columns, block_columns))](
             rows,
             factors,
             written,
