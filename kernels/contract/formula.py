@@ -1,7 +1,14 @@
 r"""The KTO formula: per-sequence log-probabilities in, per-sequence losses out. Plain differentiable PyTorch on (B,).
 
-Both the reference and the Triton path end here, so that the rule is stated once; it is held against TRL's trainer,
-Liger-Kernel and high-precision arithmetic in the tests.
+The formula is stated twice:
+
+- Here. The reference ends here, and so does the fused loss under torch.compile. Tests hold this statement to TRL's
+  trainer, Liger-Kernel and high-precision arithmetic.
+- In `ktonum.kernels.device.formula.kernels`, as one kernel that computes losses, derivative and metrics. The fused loss
+  ends there outside torch.compile, because PyTorch launches 45 kernels for the functions below from `kto_losses` on.
+
+`test_every_configuration` in ``tests/kto_kernels/device/test_formula_kernel.py`` compares the two on every pair of
+parameters. `sequence_means` and `kl_estimate` are here alone, and every path uses them.
 
 With the implied reward :math:`r_i = \log\pi(y_i|x_i) - \log\pi_\mathrm{ref}(y_i|x_i)`, the reference point
 :math:`z_0 = \max(0, \mathrm{mean}_j\, r_j^\mathrm{KL})` and :math:`\sigma` the logistic function:

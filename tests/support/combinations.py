@@ -20,22 +20,21 @@ def covering(axes: Sequence[Sequence[Any]], *, strength: int = 1) -> list[int]:
     """
     everything = list(itertools.product(*(range(len(axis)) for axis in axes)))
     chosen_from = list(itertools.combinations(range(len(axes)), min(strength, len(axes))))
-
-    def choices(combination: tuple[int, ...]) -> set[tuple[Any, ...]]:
-        return {(among, tuple(combination[axis] for axis in among)) for among in chosen_from}
-
-    missing = set().union(*map(choices, everything))
+    choices = [
+        {(among, tuple(combination[axis] for axis in among)) for among in chosen_from} for combination in everything
+    ]
+    missing = set().union(*choices)
     taken: list[int] = []
     used: Counter[tuple[int, int]] = Counter()
     while missing:
         best = max(
             range(len(everything)),
             key=lambda place: (
-                len(missing & choices(everything[place])),
+                len(missing & choices[place]),
                 -sum(used[pair] for pair in enumerate(everything[place])),
             ),
         )
-        missing -= choices(everything[best])
+        missing -= choices[best]
         used.update(enumerate(everything[best]))
         taken.append(best)
     return taken

@@ -1,6 +1,9 @@
-"""Triton: `contract.formula` from sequences' log-probabilities on, in one launch: loss, derivative, metrics.
+"""Triton: the KTO formula from sequences' log-probabilities on, in one launch: loss, derivative, metrics.
 
-PyTorch makes 45 launches of it, which a small batch waits for. The formula is stated there, and tests hold this to it.
+This is the second statement of the formula. `ktonum.kernels.contract.formula` has the first, for the reference and for
+the fused loss under torch.compile. PyTorch makes 45 launches of that one, which a small batch waits for, so the fused
+loss uses this one everywhere else. `test_every_configuration` in ``tests/kto_kernels/device/test_formula_kernel.py``
+compares the two on every pair of parameters.
 """
 
 # Triton reads the annotations of jitted functions; they must stay objects, so no postponed evaluation here.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from ktonum.kernels.contract.config import KTOConfig
+from ktonum.kernels.contract.config import KTOConfig, LossType, Reduction
 from ktonum.kernels.contract.formula import kto_losses, reduce_losses, split_sums
 from ktonum.kernels.device.formula.launch import FormulaInputs
 from ktonum.kernels.step.autograd import differentiable_formula
@@ -86,28 +87,58 @@ def differences(inputs: FormulaInputs, config: KTOConfig, other: KTOConfig | Non
     ]
 
 
-CONFIGS: list[dict[str, Any]] = [
-    {},
-    {"beta": 0.37, "desirable_weight": 1.3, "undesirable_weight": 0.7},
-    {"beta": -0.2},
-    {"beta": 0.0},
-    {"loss_type": "apo_zero_unpaired", "beta": 0.5},
-]
+#: Every parameter that the formula reads.
+PARAMETERS: dict[str, tuple[Any, ...]] = {
+    "loss_type": get_args(LossType),
+    "beta": (0.37, -0.2, 0.0),
+    "desirable_weight": (1.0, 1.3),
+    "undesirable_weight": (1.0, 0.7),
+    "reduction": get_args(Reduction),
+    "average_log_prob": (False, True),
+}
 
 
-BATCHES = (1, 7, 128, 129, 300)
-REDUCTIONS = ("mean", "sum", "none")
-REFERENCES = {"with a reference": True, "without": False}
-KLS = ("none", "scalar", "(1,)", "(B,)")
+def test_no_parameter_is_left_out() -> None:
+    """But for the index of masked tokens, which log-probabilities of sequences no longer depend on."""
+    assert PARAMETERS.keys() == {field.name for field in fields(KTOConfig)} - {"ignore_index"}
 
 
-@combinations("batch, parameters, reduction, reference, kl", BATCHES, CONFIGS, REDUCTIONS, REFERENCES, KLS, strength=2)
+@combinations(
+    ", ".join((*PARAMETERS, "reference", "kl")),
+    *PARAMETERS.values(),
+    (False, True),
+    ("none", "scalar", "(1,)", "(B,)"),
+    strength=2,
+    ids=str,
+)
 def test_every_configuration(
-    batch: int, parameters: dict[str, Any], reduction: str, reference: bool, kl: str, device: torch.device
+    loss_type: LossType,
+    beta: float,
+    desirable_weight: float,
+    undesirable_weight: float,
+    reduction: Reduction,
+    average_log_prob: bool,
+    reference: bool,
+    kl: str,
+    device: torch.device,
 ) -> None:
-    config = KTOConfig(**parameters, reduction=reduction)  # type: ignore[arg-type]
-    inputs = drawn(batch, device, reference=reference, kl=kl)
-    assert max(differences(inputs, config)) < RELATIVE
+    """Every pair of values of two parameters, and of a parameter and a form of the inputs."""
+    config = KTOConfig(
+        loss_type=loss_type,
+        beta=beta,
+        desirable_weight=desirable_weight,
+        undesirable_weight=undesirable_weight,
+        reduction=reduction,
+        average_log_prob=average_log_prob,
+    )
+    assert max(differences(drawn(300, device, reference=reference, kl=kl), config)) < RELATIVE
+
+
+@pytest.mark.parametrize("batch", [1, 7, 128, 129, 300])
+def test_every_size_of_a_batch(batch: int, device: torch.device) -> None:
+    """A program takes 128 sequences at a time."""
+    inputs = drawn(batch, device, reference=True, kl="(B,)")
+    assert max(differences(inputs, KTOConfig(undesirable_weight=0.7))) < RELATIVE
 
 
 @pytest.mark.parametrize("average", [False, True])
