@@ -11,6 +11,7 @@ from torch import Tensor
 from ktonum.kernels.contract.config import KTOConfig
 from ktonum.kernels.contract.formula import METRICS
 from ktonum.kernels.device.formula.kernels import formula_kernel
+from ktonum.kernels.device.trace import note
 
 __all__ = ["FormulaInputs", "formula"]
 
@@ -68,6 +69,7 @@ def formula(inputs: FormulaInputs, config: KTOConfig, dtype: torch.dtype) -> tup
         BLOCK=128,
         num_warps=4,
     )
+    note("formula_kernel", policy.dtype, sequences=batch)
     return loss, slope, metrics
 
 

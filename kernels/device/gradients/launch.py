@@ -20,6 +20,7 @@ from ktonum.kernels.device.hardware import ACCUMULATORS, INTERPRETED, programs, 
 from ktonum.kernels.device.products import accumulator_dtype, product
 from ktonum.kernels.device.slabs import Slab
 from ktonum.kernels.device.sums.launch import Coefficients
+from ktonum.kernels.device.trace import note
 
 __all__ = ["WIDE_ROWS", "Rows", "SortedTargets", "bias_gradient", "input_gradient", "weight_gradient"]
 
@@ -61,6 +62,7 @@ class SortedTargets:
             STRETCH=_STRETCH,
             BLOCK=block,
         )
+        note("stretch_bounds_kernel", in_order.dtype, rows=len(target), columns=vocabulary)
         return cls(in_order, order, bounds)
 
 
@@ -97,7 +99,9 @@ def weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_input: T
     for start in range(0, e.shape[1], WIDE_ROWS):
         # Complete in the accumulator's dtype, so that it is rounded once: rounding the product before the targets'
         # terms are added doubled the error of float16's subnormal gradients.
-        total = product(e[:, start : start + WIDE_ROWS].t(), weighted_input)
+        part = e[:, start : start + WIDE_ROWS]
+        total = product(part.t(), weighted_input)
+        note("weight_product", e.dtype, rows=e.shape[0], columns=part.shape[1], hidden=x.shape[1])
         total *= rows.coefficients.scale
         _add_target_terms(total, slab.first_column + start, rows)
         grad_rows[start : start + WIDE_ROWS] = total
@@ -134,6 +138,7 @@ def _fused_weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_i
         num_warps=blocks.warps,
         num_stages=blocks.stages,
     )
+    note("weight_gradient_kernel", grad_rows.dtype, descriptors=True, rows=count, columns=columns, hidden=hidden)
     if written is not grad_rows:
         grad_rows.copy_(written)
 
@@ -161,6 +166,7 @@ def _add_target_terms(grad_rows: Tensor, first_target: int, rows: Rows) -> None:
         BLOCK_ROWS=block_rows,
         BLOCK_HIDDEN=block_hidden,
     )
+    note("add_target_terms_kernel", rows.input.dtype, rows=count, columns=grad_rows.shape[0], hidden=hidden)
 
 
 def bias_gradient(grad_rows: Tensor, slab: Slab, rows: Rows) -> None:
@@ -182,6 +188,7 @@ def bias_gradient(grad_rows: Tensor, slab: Slab, rows: Rows) -> None:
         BLOCK_ROWS=64,
         BLOCK_COLUMNS=_STRETCH,
     )
+    note("bias_gradient_kernel", slab.exponentials.dtype, rows=count, columns=columns)
 
 
 def input_gradient(grad: Tensor, places: Tensor, sums: Tensor, weight: Tensor, rows: Rows) -> None:
@@ -215,5 +222,6 @@ def input_gradient(grad: Tensor, places: Tensor, sums: Tensor, weight: Tensor, r
         BLOCK_ROWS=block_rows,
         BLOCK_HIDDEN=block_hidden,
     )
+    note("finish_input_gradient_kernel", grad.dtype, rows=count, hidden=hidden)
     if written is not grad:
         grad.copy_(written)

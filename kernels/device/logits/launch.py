@@ -16,6 +16,7 @@ from ktonum.kernels.device.logits.kernels import logits_kernel
 from ktonum.kernels.device.products import full_precision_products
 from ktonum.kernels.device.slabs import Slab
 from ktonum.kernels.device.softmax.kernels import LOG2_E, softmax_kernel
+from ktonum.kernels.device.trace import note
 
 __all__ = ["LOGITS_AT_A_TIME", "Projection", "Tiles", "block_sizes_of", "fill_tiles"]
 
@@ -156,6 +157,16 @@ def _fused(
         num_warps=blocks.warps,
         num_stages=blocks.stages,
     )
+    note(
+        "logits_kernel",
+        x.dtype,
+        statistics=tiles is not None,
+        stored=slab is not None,
+        descriptors=blocks.descriptors,
+        rows=rows,
+        columns=last - first,
+        hidden=hidden,
+    )
 
 
 def _logits(
@@ -178,6 +189,7 @@ def _logits(
                 memory = x.new_empty(x.shape[0] * (last - first)) if memory is None else memory
                 logits = memory[: x.shape[0] * (last - first)].view(x.shape[0], last - first)
             torch.mm(x, w[first:last].t(), out=logits)
+            note("logits_product", x.dtype, rows=x.shape[0], columns=last - first, hidden=x.shape[1])
             yield (first, last), logits
 
 
@@ -210,3 +222,4 @@ def _softmax(
         BLOCK_COLUMNS=blocks.columns,
         num_warps=blocks.warps,
     )
+    note("softmax_kernel", logits.dtype, statistics=tiles is not None, stored=stored, rows=rows, columns=count)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ktonum.kernels.device.packing.kernels import pack_targets_kernel, sequence_sums_kernel
+from ktonum.kernels.device.trace import note
 
 __all__ = ["Packing", "capturing"]
 
@@ -62,6 +63,7 @@ class Packing:
             BLOCK=2048,
             num_warps=8,
         )
+        note("pack_targets_kernel", target.dtype, sequences=batch, tokens=tokens)
         return cls(rows, targets, starts, size, known=False)
 
     @property
@@ -81,4 +83,5 @@ class Packing:
         batch = self.starts.numel() - 1
         sums = values.new_empty(batch)
         sequence_sums_kernel[(batch,)](values, self.starts, sums, BLOCK=1024)
+        note("sequence_sums_kernel", values.dtype, sequences=batch, rows=len(values))
         return sums

@@ -14,6 +14,7 @@ from ktonum.kernels.device.logits.launch import Projection, Tiles, block_sizes_o
 from ktonum.kernels.device.products import accumulator_dtype
 from ktonum.kernels.device.slabs import Slab
 from ktonum.kernels.device.statistics.kernels import reduce_tiles_kernel, rescale_slab_kernel, target_logits_kernel
+from ktonum.kernels.device.trace import note
 
 __all__ = ["Projection", "RowStatistics", "exponentials", "row_statistics"]
 
@@ -83,6 +84,7 @@ def row_statistics(projection: Projection, statistics: RowStatistics, *, slabs: 
         BLOCK_ROWS=_ROWS,
         BLOCK_TILES=32,
     )
+    note("reduce_tiles_kernel", projection.input.dtype, rows=rows, tiles=tiles.shift.shape[0])
     for slab in slabs:
         _rescale(slab, tiles, statistics.shift, differ, width)
 
@@ -108,6 +110,7 @@ def _target_logits(projection: Projection, logit: Tensor, shift: Tensor) -> None
         BLOCK_ROWS=block_rows,
         BLOCK_HIDDEN=256,
     )
+    note("target_logits_kernel", x.dtype, rows=x.shape[0], hidden=x.shape[1])
 
 
 def exponentials(projection: Projection, shift: Tensor, *, slab: Slab) -> None:
@@ -143,3 +146,4 @@ def _rescale(slab: Slab, tiles: Tiles, shift: Tensor, differ: Tensor, width: int
         # 4,096 numbers of 32 bits, or half as many of 64.
         ROWS_AT_A_TIME=64 if INTERPRETED else 16 // tiles.shift.itemsize,
     )
+    note("rescale_slab_kernel", slab.exponentials.dtype, rows=rows, columns=columns)

@@ -18,6 +18,7 @@ from ktonum.kernels.device.sums.kernels import (
     row_coefficients_kernel,
     scale_rows_kernel,
 )
+from ktonum.kernels.device.trace import note
 
 __all__ = ["ColumnSums", "Coefficients", "column_sums", "logit_sums", "row_coefficients", "scale_rows"]
 
@@ -64,6 +65,7 @@ def column_sums(weight: Tensor) -> ColumnSums:
         BLOCK_ROWS=block_rows,
         BLOCK_HIDDEN=block_hidden,
     )
+    note("column_sums_kernel", weight.dtype, columns=rows, hidden=hidden)
     return ColumnSums(sums, largest)
 
 
@@ -102,6 +104,7 @@ def logit_sums(input: Tensor, columns: ColumnSums, bias: Tensor | None, sound: T
             BLOCK_HIDDEN=block_hidden,
             BLOCK_STRETCHES=1 if INTERPRETED else 8,
         )
+        note("input_sums_kernel", input.dtype, sequences=batch, tokens=tokens, hidden=hidden)
     logit_sums_kernel[(1,)](
         parts,
         parts if bias is None else bias,
@@ -115,6 +118,7 @@ def logit_sums(input: Tensor, columns: ColumnSums, bias: Tensor | None, sound: T
         BLOCK_SEQUENCES=16,
         BLOCK=2048,
     )
+    note("logit_sums_kernel", input.dtype, sequences=batch)
     return sums
 
 
@@ -161,6 +165,7 @@ def row_coefficients(
         BLOCK=2048,
         num_warps=16,
     )
+    note("row_coefficients_kernel", dtype, rows=len(target))
     return found
 
 
@@ -183,5 +188,6 @@ def scale_rows(rows: Tensor, factors: Tensor, out: Tensor) -> None:
             BLOCK_ROWS=block_rows,
             BLOCK_COLUMNS=block_columns,
         )
+        note("scale_rows_kernel", rows.dtype, rows=count, width=columns)
     if written is not out:
         out.copy_(written)
