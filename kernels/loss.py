@@ -1,4 +1,4 @@
-"""What users call: `fused_linear_kto_loss` and the module `FusedLinearKTOLoss`."""
+"""The loss that users import: `fused_linear_kto_loss`, and the module `FusedLinearKTOLoss`."""
 
 from __future__ import annotations
 
@@ -13,47 +13,50 @@ from ktonum.kernels.contract.formula import kl_estimate, kto_losses, reduce_loss
 from ktonum.kernels.contract.inputs import KTOInputs, check_structure
 from ktonum.kernels.contract.interface import KTOLoss, cast_for_autocast
 from ktonum.kernels.device.formula.launch import FormulaInputs
-from ktonum.kernels.device.slabs import DEFAULT_WORKSPACE
-from ktonum.kernels.step.autograd import ScoringOptions, differentiable_formula, sequence_logps
+from ktonum.kernels.device.slabs import DEFAULT_COMPUTED, DEFAULT_WORKSPACE, Workspace
+from ktonum.kernels.step.autograd import differentiable_formula, sequence_logps
+from ktonum.kernels.step.forward_passes import ScoringOptions
 
 __all__ = ["FusedLinearKTOLoss", "KernelOptions", "fused_linear_kto_loss"]
-
-#: Small tensors that enter the formula as they are.
-_FINITE = ("ref_logps", "kl", "kl_ref_logps")
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelOptions:
-    """How the loss is computed; nothing here changes what is computed.
+    """How the loss is computed. No option changes which function it is.
 
     Attributes:
-        allow_tf32: Let products of float32 inputs run in TF32, three digits instead of seven.
-        validate: Check values (targets inside the vocabulary, finite inputs), which synchronises with the device.
-            Must be False while a CUDA graph is captured.
-        workspace: Bytes of exponentials (tokens × vocabulary) that the forward may store for the backward. What does
-            not fit lies in the memory of the weight's gradient, made in the forward, or is computed again, at the price
-            of up to a fifth matrix product beside four.
+        allow_tf32: Let products of float32 inputs run in TF32, which has three digits instead of seven.
+        validate: Check values: targets inside the vocabulary, finite inputs. This synchronises with the device. Must be
+            False while a CUDA graph is captured.
+        workspace: Bytes of exponentials (tokens × vocabulary) that the forward may store for the backward. The others
+            are stored in the memory of the weight's gradient, as far as they fit, which the forward then allocates. The
+            rest is computed again, which costs up to a fifth matrix product beside four.
+        computed_at_a_time: Bytes of those that the backward computes at a time, if not all of them can be stored.
     """
 
     allow_tf32: bool = False
     validate: bool = True
     workspace: int = DEFAULT_WORKSPACE
+    computed_at_a_time: int = DEFAULT_COMPUTED
 
     def __post_init__(self) -> None:
-        if isinstance(self.workspace, bool) or not isinstance(self.workspace, int) or self.workspace <= 0:
-            raise InputError(f"workspace = {self.workspace!r}: pass a positive number of bytes")
+        for name in ("workspace", "computed_at_a_time"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+                raise InputError(f"{name} = {value!r}: pass a positive number of bytes")
 
 
 def fused_linear_kto_loss(
     inputs: KTOInputs, config: KTOConfig | None = None, options: KernelOptions | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The KTO loss without materialised logits, and six metrics.
+    """The KTO loss and six metrics, without ever storing all logits.
 
-    Gradients flow to ``input``, ``weight`` and ``bias``, each computed only when asked for; the reference model, the KL
-    sequences and the metrics carry none. Under ``torch.autocast`` floating tensors are cast as ``linear`` casts them.
+    Gradients flow to ``input``, ``weight`` and ``bias``, and only those that are needed are computed. None flow to the
+    reference model, the KL sequences or from the metrics. Under ``torch.autocast`` floating tensors are cast as for
+    ``linear``.
 
     Args:
-        inputs: The tensors, see `KTOInputs` for names and shapes; CUDA tensors, or any under Triton's interpreter.
+        inputs: The tensors, see `KTOInputs` for names and shapes. CUDA tensors; under Triton's interpreter any.
         config: The loss's parameters, see `KTOConfig`.
         options: See `KernelOptions`.
 
@@ -69,19 +72,21 @@ def fused_linear_kto_loss(
     inputs = cast_for_autocast(inputs)
     check_structure(inputs, config)
 
-    given = {name: tensor.detach() for name, tensor in inputs.tensors().items() if name in _FINITE}
     scoring = ScoringOptions(
         ignore_index=config.ignore_index,
         average=config.average_log_prob,
         allow_tf32=options.allow_tf32,
         validate=options.validate,
-        workspace=options.workspace,
+        workspace=Workspace(options.workspace, options.computed_at_a_time),
     )
-    sums = sequence_logps(inputs, given, scoring)
-    reference_logps, kl, kl_reference = (given[name].double() if name in given else None for name in _FINITE)
+    sums = sequence_logps(inputs, scoring)
+    reference_logps, kl, kl_reference = (
+        None if tensor is None else tensor.detach().double()
+        for tensor in (inputs.ref_logps, inputs.kl, inputs.kl_ref_logps)
+    )
 
     def means(sums: Tensor, target: Tensor) -> Tensor:
-        # Counting costs launches, which small batches wait for.
+        # Counting costs launches, and small batches wait for each launch.
         counts = (target != config.ignore_index).sum(1) if config.average_log_prob else sums
         return sequence_means(sums, counts, config)
 
@@ -98,7 +103,7 @@ def fused_linear_kto_loss(
         formula = FormulaInputs(policy_logps, reference_logps, kl, inputs.preference_labels, sums.logits)
         loss, metrics = differentiable_formula(formula, config, out)
         return loss, metrics.unbind()
-    # A sequence's log-ratio is a small difference of sums over thousands of tokens: float64 up to the loss.
+    # In float64 up to the loss, because a sequence's log-ratio is a small difference of sums over thousands of tokens.
     loss = reduce_losses(kto_losses(policy_logps, reference_logps, inputs.preference_labels, kl, config), config)
     with torch.no_grad():
         rewards = config.beta * (policy_logps if reference_logps is None else policy_logps - reference_logps)
@@ -109,10 +114,10 @@ def fused_linear_kto_loss(
 class FusedLinearKTOLoss(KTOLoss):
     """`fused_linear_kto_loss` behind the interface of Liger-Kernel's ``LigerFusedLinearKTOLoss``.
 
-    Swapping the import is the whole migration; what Liger lacks comes as keywords.
+    To migrate, swap the import. What Liger-Kernel lacks comes as keywords.
 
     Args:
-        allow_tf32, validate, workspace: See `KernelOptions`; all others: see `KTOLoss`.
+        allow_tf32, validate, workspace: See `KernelOptions`. All others: see `KTOLoss`.
     """
 
     def __init__(

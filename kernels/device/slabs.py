@@ -1,8 +1,8 @@
 """Which exponentials a forward stores for its backward and where, and which the backward computes again.
 
-There are two places to store them. A workspace of their own; and the memory that will hold the weight's gradient, of
-which nothing is written before the backward, and then slab by slab: a slab may lie in the rows of vocabulary entries
-that are still to come. Exponentials of N tokens need N / H times the memory of their entries' gradients.
+There are two places to store them. One is a workspace of their own. The other is the memory that will hold the weight's
+gradient. The backward writes the gradient slab by slab, so a slab may lie in the rows of vocabulary entries that the
+backward has not reached yet. The exponentials of N tokens need N / H times the memory of their entries' gradients.
 """
 
 from __future__ import annotations
@@ -12,19 +12,42 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["DEFAULT_WORKSPACE", "Slab", "SlabPlan", "Stretch", "row_stride", "stored_size"]
+__all__ = [
+    "DEFAULT_COMPUTED",
+    "DEFAULT_WORKSPACE",
+    "Slab",
+    "SlabPlan",
+    "Stretch",
+    "Workspace",
+    "row_stride",
+    "stored_size",
+]
 
-#: Bytes of exponentials that a forward stores, unless told otherwise: 16,384 tokens at a vocabulary of 151,936 in bf16.
+#: Bytes of exponentials that a forward stores, by default: 16,384 tokens at a vocabulary of 151,936 in bf16.
 DEFAULT_WORKSPACE = 5 * 2**30
-# Where not everything can be stored, the exponentials that are computed again have this many bytes at a time. Smaller
-# slabs cost time: the input's gradient is read and written once for each.
-_COMPUTED_AT_A_TIME = 512 * 2**20
+#: Bytes of the exponentials that a backward computes at a time, where not all of them can be stored. Smaller slabs cost
+#: time: the input's gradient is read and written once for each.
+DEFAULT_COMPUTED = 512 * 2**20
 # Tiles stay whole, and rows 128 bytes apart or more, if slabs begin and end at multiples of this.
 _COLUMNS = 256
 _ROW_STEP = 64
-# This part of the gradient's memory lies before the first slab in it, and as many entries wide is that slab. Each
-# further one may be N / H times as wide as the one before: the more is left free, the fewer slabs.
+# One part in this many of the vocabulary is the first slab in the gradient's memory, and as many of the gradient's rows
+# before it stay free. Each further slab may be N / H times as wide as the one before: the more rows stay free, the
+# fewer slabs there are.
 _BEFORE_FIRST = 16
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """How much memory exponentials may take.
+
+    Attributes:
+        size: Bytes in all, beside what lies in the memory of the weight's gradient.
+        computed_at_a_time: Bytes of those that a backward computes at a time, where not all of them can be stored.
+    """
+
+    size: int = DEFAULT_WORKSPACE
+    computed_at_a_time: int = DEFAULT_COMPUTED
 
 
 @dataclass(frozen=True)
@@ -47,7 +70,7 @@ class Stretch:
     Attributes:
         first: A multiple of 256.
         last: Likewise, or V.
-        place: Where the slab begins in the memory of the weight's gradient, in numbers; None if it lies elsewhere.
+        place: At which number of the memory of the weight's gradient the slab begins; None if it lies elsewhere.
     """
 
     first: int
@@ -55,19 +78,19 @@ class Stretch:
     place: int | None = None
 
 
-def stored_size(rows: int, vocabulary: int, itemsize: int, workspace: int) -> int:
-    """How many exponentials a forward over at most ``rows`` rows stores in a workspace: all that fit into its bytes.
+def stored_size(rows: int, vocabulary: int, itemsize: int, workspace: Workspace) -> int:
+    """How many exponentials a forward over at most ``rows`` rows stores in a workspace: as many as fit.
 
-    If not all of them fit, what the backward needs for the others comes off first.
+    If not all of them fit, some of the workspace is kept for those that the backward computes again.
     """
     everything = rows * row_stride(vocabulary)
-    if everything * itemsize <= workspace:
+    if everything * itemsize <= workspace.size:
         return everything
-    return max(0, workspace - _COMPUTED_AT_A_TIME) // itemsize
+    return max(0, workspace.size - workspace.computed_at_a_time) // itemsize
 
 
 def row_stride(columns: int) -> int:
-    """How many numbers the rows of a slab of so many columns are apart."""
+    """How many numbers lie from one row of a slab of so many columns to the next."""
     return -(-columns // _ROW_STEP) * _ROW_STEP
 
 
@@ -91,7 +114,13 @@ class SlabPlan:
 
     @classmethod
     def of(cls, rows: int, vocabulary: int, size: int, *, hidden: int = 0, in_gradient: bool = False) -> SlabPlan:
-        """A workspace of ``size`` numbers; ``in_gradient``: the forward may store in the gradient's memory, too."""
+        """The plan for a workspace of ``size`` numbers.
+
+        Args:
+            rows, vocabulary, hidden: See `SlabPlan`.
+            size: How many numbers the workspace holds.
+            in_gradient: Whether the forward may store in the memory of the weight's gradient, too.
+        """
         columns = vocabulary
         if not 0 < rows * row_stride(vocabulary) <= size:
             columns = size // max(1, rows) // _COLUMNS * _COLUMNS
@@ -119,43 +148,44 @@ class SlabPlan:
         stride = row_stride(columns)
         return Slab(flat[: self.rows * stride].view(self.rows, stride)[:, :columns], stretch.first)
 
-    def computed(self, workspace: int, itemsize: int) -> Iterator[Stretch]:
-        """What the backward computes again, one slab after the other.
+    def computed(self, workspace: Workspace, itemsize: int) -> Iterator[Stretch]:
+        """What the backward computes again, in the order of the columns.
 
         Args:
-            workspace: Bytes for one slab in memory of its own.
+            workspace: For one slab in memory of its own.
             itemsize: Of an exponential.
         """
         width = self._own_width(workspace, itemsize)
         first = self.in_gradient[-1].last if self.in_gradient else self.columns
         while self.rows and first < self.vocabulary:
-            # c columns of rows numbers each fit behind themselves if c rows <= (left - c) hidden.
+            # A slab of c columns fits behind the rows of the gradient that are written while it is read if
+            # c · rows <= (left − c) · hidden.
             left = self.vocabulary - first
             wide = left * self.hidden // (self.rows + self.hidden) // _COLUMNS * _COLUMNS
             last = min(first + max(width, wide), self.vocabulary)
             yield Stretch(first, last, last * self.hidden if wide > width else None)
             first = last
 
-    def own_size(self, workspace: int, itemsize: int) -> int:
-        """How many numbers the widest of those takes that lies in memory of its own."""
+    def own_size(self, workspace: Workspace, itemsize: int) -> int:
+        """How many numbers the widest slab takes, of those that `computed` puts into memory of their own."""
         slabs = self.computed(workspace, itemsize)
         return max((self.rows * row_stride(s.last - s.first) for s in slabs if s.place is None), default=0)
 
-    def instead_of_input(self, workspace: int, itemsize: int) -> bool:
-        """Whether slabs in memory of their own take the place of the weighted hidden states, which go before them."""
+    def instead_of_input(self, workspace: Workspace, itemsize: int) -> bool:
+        """Whether the weighted hidden states are freed, so that slabs in memory of their own take their place."""
         return self._workspace_width(workspace, itemsize) < self.hidden
 
-    def _own_width(self, workspace: int, itemsize: int) -> int:
+    def _own_width(self, workspace: Workspace, itemsize: int) -> int:
         return max(self._workspace_width(workspace, itemsize), self.hidden // _COLUMNS * _COLUMNS, _COLUMNS)
 
-    def _workspace_width(self, workspace: int, itemsize: int) -> int:
-        return min(workspace, _COMPUTED_AT_A_TIME) // max(1, self.rows * itemsize) // _COLUMNS * _COLUMNS
+    def _workspace_width(self, workspace: Workspace, itemsize: int) -> int:
+        return min(workspace.size, workspace.computed_at_a_time) // max(1, self.rows * itemsize) // _COLUMNS * _COLUMNS
 
 
 def _in_gradient(rows: int, vocabulary: int, hidden: int, first: int) -> Iterator[Stretch]:
-    """Stretches from ``first`` on whose slabs lie, in their order, behind the rows that are written while they live."""
+    """Stretches from ``first`` on. Their slabs lie, in order, behind the rows that are written while they are read."""
     total = vocabulary * hidden
-    # The later the first slab begins, the wider it may be; and no later than leaves room for all.
+    # The later the first slab begins, the wider it may be. But all slabs must fit behind that place.
     width = max(vocabulary // _BEFORE_FIRST // _COLUMNS, 1) * _COLUMNS
     place = max((first + width) * hidden, total - rows * row_stride(vocabulary - first))
     place = -(-place // _ROW_STEP) * _ROW_STEP

@@ -1,4 +1,4 @@
-"""Column sums of reference heads, which training does not change: kept until they do."""
+"""Column sums of reference heads. Training does not change these heads, so the sums are kept until a head changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["kept_column_sums"]
 
 @dataclass(frozen=True)
 class _Kept:
-    """Of one tensor object, as it was."""
+    """The column sums of one tensor object, and how it was then."""
 
     weight: weakref.ref[Tensor]
     version: int
@@ -26,10 +26,11 @@ _kept: dict[int, _Kept] = {}
 
 
 def kept_column_sums(weight: Tensor) -> ColumnSums:
-    """`column_sums` of a head, from an earlier call if it is the same tensor and nothing was written to it since.
+    """`column_sums` of a head; from an earlier call if it is the same tensor and nothing was written to it since.
 
-    They cost a pass over the head, 0.5 ms of a 60 ms step on an H100 at 151,936 × 4,096, and hold a few MiB. Writes are
-    told by autograd's version counter, which those through ``.data`` do not move.
+    They cost a pass over the head, 0.5 ms of a 60 ms step on an H100 at 151,936 × 4,096, and take a few MiB. Autograd's
+    version counter tells whether the head was written to. A write through ``.data`` does not change the counter, so it
+    goes unnoticed.
     """
     if weight.is_inference():
         return column_sums(weight)

@@ -14,10 +14,10 @@ from torch import Tensor
 from ktonum.kernels.device.hardware import slab_dtype
 from ktonum.kernels.device.logits.launch import Projection
 from ktonum.kernels.device.packing.launch import Packing
-from ktonum.kernels.device.slabs import SlabPlan
+from ktonum.kernels.device.slabs import SlabPlan, Workspace, stored_size
 from ktonum.kernels.device.statistics import launch
 
-__all__ = ["Head", "SequenceSums", "Storage", "projection", "sequence_sums"]
+__all__ = ["Head", "SequenceSums", "Storage", "projection", "sequence_sums", "stored_numbers"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Storage:
     """Where a forward keeps exponentials for its backward, see `ktonum.kernels.device.slabs`.
 
     Attributes:
-        workspace: How many numbers they may be in memory of their own.
-        in_gradient: Whether the forward also makes the memory of the weight's gradient and keeps some there, which one
-            backward can then use.
+        workspace: How many numbers it may keep in memory of their own.
+        in_gradient: Whether the forward also allocates the memory of the weight's gradient and keeps some numbers
+            there. One backward can use these.
     """
 
     workspace: int = 0
@@ -57,14 +57,15 @@ class Storage:
 
 @dataclass(frozen=True)
 class SequenceSums:
-    """What a forward gives, all float64 unless said otherwise.
+    """The results of a forward under one head, float64 unless said otherwise.
 
     Attributes:
         logps: Sums of the unmasked tokens' log-probabilities, (B,).
-        statistics: The fields of `launch.RowStatistics` of the packed rows, (4, B·T); undefined behind them.
+        statistics: The fields of `launch.RowStatistics` of the packed rows, (4, B·T). What lies behind those rows is
+            not defined.
         packing: Which rows those are.
-        exponentials: Stored for the backward, flat, laid out by `SlabPlan`; empty if none are.
-        gradient: The memory of the weight's gradient with further ones, (V, H); None if it holds none.
+        exponentials: Stored for the backward, flat, as `SlabPlan` lays them out; empty if none are stored.
+        gradient: The memory of the weight's gradient, with further exponentials, (V, H); None if it has none.
     """
 
     logps: Tensor
@@ -74,13 +75,27 @@ class SequenceSums:
     gradient: Tensor | None = None
 
 
+def stored_numbers(weight: Tensor, target: Tensor, workspace: Workspace) -> int:
+    """How many exponentials a forward stores in its workspace.
+
+    All tokens count, masked ones too: a compiled graph must know the sizes of its outputs before it runs.
+
+    Args:
+        weight: (V, H).
+        target: (B, T).
+        workspace: See there.
+    """
+    return stored_size(target.numel(), weight.shape[0], slab_dtype(weight.dtype).itemsize, workspace)
+
+
 def sequence_sums(head: Head, packing: Packing, storage: Storage | None = None) -> SequenceSums:
     """The forward under one head.
 
     Args:
         head: See there.
-        packing: Of its targets.
-        storage: For the exponentials that a backward needs; None if there is none, and masked rows need no result.
+        packing: Of the head's targets.
+        storage: For the exponentials that a backward needs. None if no backward follows; masked rows then need no
+            result.
     """
     weight, target, limit = head.weight, head.target, packing.limit if storage is None else None
     scored, storage = projection(head, packing, limit), storage or Storage()
@@ -102,7 +117,7 @@ def sequence_sums(head: Head, packing: Packing, storage: Storage | None = None) 
 
 
 def projection(head: Head, packing: Packing, limit: Tensor | None = None) -> Projection:
-    """The rows to score."""
+    """The head and the rows that it scores."""
     x, y = packing.pack(head.input)
     bias = None if head.bias is None else head.bias.contiguous()
     return Projection(x, head.weight, bias, y, head.allow_tf32, limit)

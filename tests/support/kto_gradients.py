@@ -1,22 +1,23 @@
-"""Holding the kernels' gradients to the oracle's, on every path of the backward, and counting what it computes."""
+"""Holding the kernels' gradients to the oracle's, on every path of the backward, and reading off what was computed."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
 
-import pytest
+import torch
 from torch import Tensor
 
 from ktonum.kernels.contract.config import KTOConfig
 from ktonum.kernels.contract.inputs import KTOInputs
-from ktonum.kernels.device import hardware, slabs
-from ktonum.kernels.device.gradients import launch as launch_gradients
-from ktonum.kernels.device.logits import launch as launch_logits
-from ktonum.kernels.device.statistics import launch
+from ktonum.kernels.device import hardware
+from ktonum.kernels.device.formula.launch import FormulaInputs
+from ktonum.kernels.device.packing.launch import Packing
+from ktonum.kernels.device.slabs import Workspace
+from ktonum.kernels.device.trace import Launch
 from ktonum.kernels.loss import KernelOptions
-from ktonum.kernels.step import sequence_gradients
+from ktonum.kernels.step.autograd import differentiable_formula, sequence_logps
+from ktonum.kernels.step.forward_passes import ScoringOptions
+from ktonum.kernels.step.sequences import Head
 from support.kto_inputs import Outcome, kernel_outcome, oracle_outcome
 from support.kto_rounding import objections, spreads
 
@@ -24,19 +25,14 @@ from support.kto_rounding import objections, spreads
 PATHS = ("stored", "recomputed", "partly stored")
 
 
-def options_of(
-    path: str, inputs: KTOInputs, monkeypatch: pytest.MonkeyPatch, *, columns: int = 256, validate: bool = True
-) -> KernelOptions:
+def options_of(path: str, inputs: KTOInputs, *, columns: int = 256, validate: bool = True) -> KernelOptions:
     """Options under which the policy's backward takes ``path``, with ``columns`` stored where some are."""
     if path == "stored":
         return KernelOptions(validate=validate)
     if path == "recomputed":
         return KernelOptions(validate=validate, workspace=1)
-    monkeypatch.setattr(slabs, "_COMPUTED_AT_A_TIME", 1)
-    rows = inputs.target.numel()
-    return KernelOptions(
-        validate=validate, workspace=rows * columns * hardware.slab_dtype(inputs.input.dtype).itemsize + 1
-    )
+    size = inputs.target.numel() * columns * hardware.slab_dtype(inputs.input.dtype).itemsize
+    return KernelOptions(validate=validate, workspace=size + 1, computed_at_a_time=1)
 
 
 def hold_gradients(
@@ -53,46 +49,63 @@ def hold_gradients(
     return actual
 
 
+@dataclass(frozen=True)
 class Work:
-    """Counts what is computed for gradients, and of how many rows.
+    """What was computed, read off a recording of `ktonum.kernels.device.trace`."""
+
+    launches: list[Launch]
+
+    def count(self, name: str) -> int:
+        """How often it was launched."""
+        return sum(launch.name == name for launch in self.launches)
+
+    def rows(self, *names: str) -> list[int]:
+        """The rows of each launch of these names."""
+        return [launch.dims["rows"] for launch in self.launches if launch.name in names]
+
+    @property
+    def logits(self) -> list[Launch]:
+        """The kernels that make softmax statistics or exponentials of logits."""
+        return [launch for launch in self.launches if launch.name in ("logits_kernel", "softmax_kernel")]
+
+    @property
+    def stored(self) -> list[tuple[int, int]]:
+        """(rows, columns) of the slabs that forwards filled for a backward."""
+        filled = [launch.dims for launch in self.logits if launch.stored and launch.statistics]
+        return [(dims["rows"], dims["columns"]) for dims in filled]
+
+    @property
+    def computed_again(self) -> int:
+        """How many slabs backwards computed again."""
+        return sum(not launch.statistics for launch in self.logits)
+
+
+@dataclass(frozen=True)
+class PolicyPass:
+    """The parts of a step from which a test puts the policy's backward together, in order to spoil one of them.
 
     Attributes:
-        calls: By the function's name.
-        rows: Rows of slabs and of sums over them.
-        stored: Slabs that forwards filled for a backward, (rows, columns).
-        descriptors: Whether tiles of logits came through tensor descriptors, for each launch.
+        head: What is scored.
+        packing: Its unmasked tokens.
+        upstream: ∂loss/∂log-probability of each sequence, (B,), float64.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls: Counter[str] = Counter()
-        self.rows: set[int] = set()
-        self.stored: list[tuple[int, ...]] = []
-        self.descriptors: list[bool] = []
-        watched: dict[str, tuple[Any, Callable[..., Tensor | None]]] = {
-            "_add_input_products": (sequence_gradients, lambda sums, e, w: e),
-            "product": (launch_gradients, lambda e, x: e.t()),
-            "_add_target_terms": (launch_gradients, lambda grad, first, rows: rows.input),
-            "_fused_weight_gradient": (launch_gradients, lambda grad, slab, *_: slab.exponentials),
-            "bias_gradient": (launch_gradients, lambda grad, slab, rows: slab.exponentials),
-            "input_gradient": (launch_gradients, lambda grad, places, sums, *_: sums),
-            "exponentials": (launch, lambda *_, slab: slab.exponentials),
-            "row_statistics": (launch, lambda *_, slabs: slabs[0].exponentials if slabs else None),
-            "block_sizes": (launch_logits, lambda *_, **__: None),
-        }
-        for name, (module, slab_of) in watched.items():
-            monkeypatch.setattr(module, name, self.counted(name, getattr(module, name), slab_of))
+    head: Head
+    packing: Packing
+    upstream: Tensor
 
-    def counted(
-        self, name: str, genuine: Callable[..., Any], slab_of: Callable[..., Tensor | None]
-    ) -> Callable[..., Any]:
-        def call(*arguments: Any, **named: Any) -> Any:
-            self.calls[name] += 1
-            if name == "block_sizes":
-                self.descriptors.append(named["descriptors"])
-            if (slab := slab_of(*arguments, **named)) is not None:
-                self.rows.add(slab.shape[0])
-                if name == "row_statistics":
-                    self.stored += [tuple(s.exponentials.shape) for s in named["slabs"]]
-            return genuine(*arguments, **named)
 
-        return call
+def policy_pass(inputs: KTOInputs, config: KTOConfig) -> PolicyPass:
+    """Of inputs without KL sequences."""
+    head = Head(inputs.input, inputs.weight, inputs.bias, inputs.target, config.ignore_index, False)
+    counts = torch.empty(2, dtype=torch.int64, device=inputs.target.device)
+    packing = Packing.of(inputs.target, len(inputs.weight), config.ignore_index, counts)
+    options = ScoringOptions(
+        ignore_index=config.ignore_index, average=False, allow_tf32=False, validate=True, workspace=Workspace()
+    )
+    logps = sequence_logps(inputs, options)
+    policy = logps.policy.detach().requires_grad_()
+    formula = FormulaInputs(policy, logps.reference, inputs.kl, inputs.preference_labels, logps.logits)
+    loss, _ = differentiable_formula(formula, config, torch.float64)
+    (upstream,) = torch.autograd.grad(loss, policy)
+    return PolicyPass(head, replace(packing, count=int(counts[0]), known=True), upstream)

@@ -7,8 +7,7 @@ import itertools
 import pytest
 import torch
 
-from ktonum.kernels.device import slabs
-from ktonum.kernels.device.slabs import SlabPlan, Stretch, stored_size
+from ktonum.kernels.device.slabs import SlabPlan, Stretch, Workspace, stored_size
 from support.combinations import combinations
 
 #: Of everything, in numbers; rows lie a multiple of 64 apart.
@@ -21,7 +20,9 @@ IN_GRADIENT = {"computed": False, "stored": True}
 
 def planned(rows: int, vocabulary: int, itemsize: int, workspace: int, unmasked: int | None = None) -> SlabPlan:
     return SlabPlan.of(
-        rows if unmasked is None else unmasked, vocabulary, stored_size(rows, vocabulary, itemsize, workspace)
+        rows if unmasked is None else unmasked,
+        vocabulary,
+        stored_size(rows, vocabulary, itemsize, Workspace(workspace)),
     )
 
 
@@ -29,11 +30,11 @@ def planned(rows: int, vocabulary: int, itemsize: int, workspace: int, unmasked:
 @pytest.mark.parametrize("shape", EVERYTHING, ids=str)
 def test_everything_is_stored_if_and_only_if_it_fits(shape: tuple[int, int], itemsize: int) -> None:
     size = EVERYTHING[shape]
-    assert stored_size(*shape, itemsize, size * itemsize) == size
+    assert stored_size(*shape, itemsize, Workspace(size * itemsize)) == size
     assert planned(*shape, itemsize, size * itemsize).columns == shape[1]
-    assert stored_size(*shape, itemsize, size * itemsize - 1) == 0
+    assert stored_size(*shape, itemsize, Workspace(size * itemsize - 1)) == 0
     assert planned(*shape, itemsize, size * itemsize - 1).columns == 0
-    assert stored_size(*shape, itemsize, 2**50) == size, "no more than there is"
+    assert stored_size(*shape, itemsize, Workspace(2**50)) == size, "no more than there is"
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 64])
@@ -46,31 +47,33 @@ def test_masked_tokens_leave_room_for_others(rows: int) -> None:
     assert rows == 0 or (slabs_of_some.columns == 513) == (rows <= 5)
 
 
-def workspaces(rows: int, vocabulary: int, itemsize: int) -> list[int]:
+def workspaces(rows: int, vocabulary: int, itemsize: int, at_a_time: int) -> list[Workspace]:
     """From one byte to room for all, among them those at which another 256 columns just fit, or just do not."""
-    at_a_time = slabs._COMPUTED_AT_A_TIME
     steps = [rows * columns * itemsize for columns in (256, 512, vocabulary)]
     around = [base + step + off for base in (0, at_a_time) for step in (0, *steps) for off in (-1, 0, 1)]
-    return sorted({w for w in around if w > 0})
+    return [Workspace(size, at_a_time) for size in sorted({w for w in around if w > 0})]
 
 
 @pytest.fixture(params=[1, 10_000, 2**40], ids=["narrow", "some", "wide"])
-def at_a_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slabs, "_COMPUTED_AT_A_TIME", request.param)
+def at_a_time(request: pytest.FixtureRequest) -> int:
+    """Bytes of exponentials that a backward computes at a time."""
+    found: int = request.param
+    return found
 
 
-def columns_of(plan: SlabPlan, workspace: int, itemsize: int) -> list[Stretch]:
+def columns_of(plan: SlabPlan, workspace: Workspace, itemsize: int) -> list[Stretch]:
     """All stretches, in the order a backward takes them."""
     in_workspace = [Stretch(0, plan.columns)] if plan.columns else []
     return [*in_workspace, *plan.in_gradient, *plan.computed(workspace, itemsize)]
 
 
-@pytest.mark.usefixtures("at_a_time")
 @combinations("shape, hidden, in_gradient", SHAPES, [0, 16, 64, 4096], IN_GRADIENT, strength=2)
-def test_slabs_cover_the_vocabulary_once(shape: tuple[int, int], hidden: int, in_gradient: bool) -> None:
+def test_slabs_cover_the_vocabulary_once(
+    shape: tuple[int, int], hidden: int, in_gradient: bool, at_a_time: int
+) -> None:
     rows, vocabulary = shape
     for itemsize in ITEMSIZES:
-        for workspace in workspaces(rows, vocabulary, itemsize):
+        for workspace in workspaces(rows, vocabulary, itemsize, at_a_time):
             size = stored_size(rows, vocabulary, itemsize, workspace)
             plan = SlabPlan.of(rows, vocabulary, size, hidden=hidden, in_gradient=in_gradient)
             found = columns_of(plan, workspace, itemsize)
@@ -80,42 +83,42 @@ def test_slabs_cover_the_vocabulary_once(shape: tuple[int, int], hidden: int, in
             assert found[-1].last == vocabulary
 
 
-@pytest.mark.usefixtures("at_a_time")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_memory_stays_within_the_workspace(shape: tuple[int, int]) -> None:
+def test_memory_stays_within_the_workspace(shape: tuple[int, int], at_a_time: int) -> None:
     """But for the narrowest slab, of 256 columns."""
     rows, vocabulary = shape
     partly = 0
     for itemsize in ITEMSIZES:
-        for workspace in workspaces(rows, vocabulary, itemsize):
+        for workspace in workspaces(rows, vocabulary, itemsize, at_a_time):
             stored = stored_size(rows, vocabulary, itemsize, workspace)
             plan = SlabPlan.of(rows, vocabulary, stored)
             partly += 0 < plan.columns < vocabulary
             assert plan.stored(torch.empty(stored, dtype=torch.uint8), None) or not plan.columns
             computed = plan.own_size(workspace, itemsize)
-            assert computed * itemsize <= max(workspace, rows * 256 * itemsize)
+            assert computed * itemsize <= max(workspace.size, rows * 256 * itemsize)
             if computed > rows * 256:
-                assert computed * itemsize <= slabs._COMPUTED_AT_A_TIME
-                assert (stored + computed) * itemsize <= workspace
+                assert computed * itemsize <= at_a_time
+                assert (stored + computed) * itemsize <= workspace.size
             else:
-                assert stored * itemsize <= workspace
-    if slabs._COMPUTED_AT_A_TIME <= 10_000 and vocabulary > 512:
+                assert stored * itemsize <= workspace.size
+    if at_a_time <= 10_000 and vocabulary > 512:
         assert partly, "some workspace must leave room for a part"
 
 
-@pytest.mark.usefixtures("at_a_time")
 @combinations("shape, hidden", SHAPES, [256, 300, 4096], ids=str)
-def test_what_takes_the_place_of_the_hidden_states_is_no_larger(shape: tuple[int, int], hidden: int) -> None:
+def test_what_takes_the_place_of_the_hidden_states_is_no_larger(
+    shape: tuple[int, int], hidden: int, at_a_time: int
+) -> None:
     rows, vocabulary = shape
-    for itemsize, workspace in itertools.product(ITEMSIZES, (1, rows * 512 * 4)):
+    for itemsize, size in itertools.product(ITEMSIZES, (1, rows * 512 * 4)):
+        workspace = Workspace(size, at_a_time)
         plan = SlabPlan.of(rows, vocabulary, 0, hidden=hidden)
         if plan.instead_of_input(workspace, itemsize):
             assert plan.own_size(workspace, itemsize) <= rows * hidden
         else:
-            assert plan.own_size(workspace, itemsize) * itemsize <= workspace
+            assert plan.own_size(workspace, itemsize) * itemsize <= size
 
 
-@pytest.mark.usefixtures("at_a_time")
 @combinations(
     "shape, hidden, in_gradient",
     [*SHAPES, (16, 20_000), (40, 9_999), (600, 30_000)],
@@ -123,10 +126,12 @@ def test_what_takes_the_place_of_the_hidden_states_is_no_larger(shape: tuple[int
     IN_GRADIENT,
     strength=2,
 )
-def test_no_slab_is_overwritten_before_it_was_read(shape: tuple[int, int], hidden: int, in_gradient: bool) -> None:
+def test_no_slab_is_overwritten_before_it_was_read(
+    shape: tuple[int, int], hidden: int, in_gradient: bool, at_a_time: int
+) -> None:
     """A forward writes its slabs; a backward reads each in turn and then writes its columns' rows of the gradient."""
     rows, vocabulary = shape
-    itemsize, workspace = 2, rows * 512
+    itemsize, workspace = 2, Workspace(rows * 512, at_a_time)
     size = stored_size(rows, vocabulary, itemsize, workspace)
     plan = SlabPlan.of(rows, vocabulary, size, hidden=hidden, in_gradient=in_gradient)
     # Numbers of slabs reach 31,000; half a gigabyte of wider ones would take most of the time.
@@ -165,7 +170,7 @@ def test_as_much_is_stored_in_the_gradient_as_its_memory_holds() -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_rows_of_slabs_lie_a_multiple_of_64_apart(shape: tuple[int, int]) -> None:
     rows, vocabulary = shape
-    flat = torch.arange(stored_size(rows, vocabulary, 2, 2**40))
+    flat = torch.arange(stored_size(rows, vocabulary, 2, Workspace(2**40)))
     (slab,) = SlabPlan.of(rows, vocabulary, flat.numel()).stored(flat, None)
     e = slab.exponentials
     assert slab.first_column == 0
@@ -181,6 +186,6 @@ def test_nothing_is_stored_or_computed_for_no_rows() -> None:
     plan = SlabPlan.of(0, 300, flat.numel(), hidden=64, in_gradient=True)
     assert plan.stored(flat, None) == []
     assert plan.in_gradient == ()
-    assert list(plan.computed(10**6, 2)) == []
-    assert plan.own_size(10**6, 2) == 0
-    assert stored_size(0, 300, 2, 1) == 0
+    assert list(plan.computed(Workspace(10**6), 2)) == []
+    assert plan.own_size(Workspace(10**6), 2) == 0
+    assert stored_size(0, 300, 2, Workspace(1)) == 0

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from ktonum.kernels.contract.config import KTOConfig
 from ktonum.kernels.contract.inputs import KTOInputs
-from ktonum.kernels.device import hardware
+from ktonum.kernels.device import hardware, trace
+from ktonum.kernels.device.slabs import Workspace
 from ktonum.kernels.loss import FusedLinearKTOLoss, fused_linear_kto_loss
+from ktonum.kernels.step.forward_passes import ScoringOptions
+from ktonum.kernels.step.operators import FORWARD, ForwardArguments
 from support.combinations import combinations
 from support.kto_gradients import PATHS, Work, hold_gradients, options_of
 from support.kto_inputs import (
@@ -125,27 +128,24 @@ OPERANDS = {"pointers": (19, torch.float16), "descriptors": (24, torch.float16),
 
 @combinations("operands, names, path", OPERANDS, SUBSETS, PATHS[:2])
 def test_only_what_is_asked_for_is_computed(
-    operands: tuple[int, torch.dtype],
-    names: tuple[str, ...],
-    path: str,
-    device: torch.device,
-    monkeypatch: pytest.MonkeyPatch,
+    operands: tuple[int, torch.dtype], names: tuple[str, ...], path: str, device: torch.device
 ) -> None:
     hidden, dtype = operands
     inputs = draw(Recipe(dims=(3, 6, hidden, 41), dtype=dtype, kl="sequences"), device)
-    options = options_of(path, inputs, monkeypatch)
+    options = options_of(path, inputs)
     everything = kernel_outcome(inputs, KTOConfig(), options=options).gradients
-    work = Work(monkeypatch)
-    found = kernel_outcome(inputs, KTOConfig(), names=names, options=options).gradients
+    with trace.recorded() as launches:
+        found = kernel_outcome(inputs, KTOConfig(), names=names, options=options).gradients
+    work = Work(launches)
     assert found.keys() == set(names)
     assert all(torch.equal(g, everything[n]) for n, g in found.items())
-    assert work.calls["_add_input_products"] == work.calls["input_gradient"] == ("input" in names)
+    assert work.count("input_product") == work.count("finish_input_gradient_kernel") == ("input" in names)
     able = hardware.INTERPRETED or hardware.capability(device)[0] == 9
     fused = able and hidden == 24 and dtype == torch.float16
-    assert work.calls["_fused_weight_gradient"] == ("weight" in names and fused)
-    assert work.calls["product"] == work.calls["_add_target_terms"] == ("weight" in names and not fused)
-    assert work.calls["bias_gradient"] == ("bias" in names)
-    assert work.calls["exponentials"] == (bool(names) and path == "recomputed")
+    assert work.count("weight_gradient_kernel") == ("weight" in names and fused)
+    assert work.count("weight_product") == work.count("add_target_terms_kernel") == ("weight" in names and not fused)
+    assert work.count("bias_gradient_kernel") == ("bias" in names)
+    assert work.computed_again == (bool(names) and path == "recomputed")
     assert len(work.stored) == (bool(names) and path == "stored")
 
 
@@ -160,13 +160,15 @@ def test_the_reference_and_kl_tensors_get_no_gradient(device: torch.device) -> N
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_masked_tokens_cost_no_backward_work(path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masked_tokens_cost_no_backward_work(path: str, device: torch.device) -> None:
     inputs = draw(Recipe(dims=(4, 10, 7, 600), masked=0.5), device)
-    options = options_of(path, inputs, monkeypatch)
-    work = Work(monkeypatch)
-    kernel_outcome(inputs, KTOConfig(), options=options)
-    assert work.calls["_add_input_products"] and work.calls["product"] and work.calls["bias_gradient"]
-    assert work.rows == {int((inputs.target != -100).sum())}
+    options = options_of(path, inputs)
+    with trace.recorded() as launches:
+        kernel_outcome(inputs, KTOConfig(), options=options)
+    work, unmasked = Work(launches), int((inputs.target != -100).sum())
+    assert {launch.dims["rows"] for launch in work.logits} == {unmasked}
+    for name in ("input_product", "finish_input_gradient_kernel", "weight_product", "bias_gradient_kernel"):
+        assert set(work.rows(name)) == {unmasked}, name
 
 
 # The forward's test runs float64 and bfloat16 by default: of each pair of dtypes that the same kernels serve, one.
@@ -265,10 +267,10 @@ def test_the_custom_operators_are_registered_rightly(
 ) -> None:
     """Schema, fake implementation, autograd and compilation of each operator agree with what it does."""
     inputs = tracked(draw(Recipe(dims=(2, 3, 7, 11), reference="model", kl="sequences"), device), names)
-    others = (inputs.ref_input, inputs.ref_weight, inputs.ref_bias)
-    others += (inputs.kl_input, inputs.kl_target, inputs.kl_ref_input)
-    options = ([torch.ones((), device=device)], "kl", -100, False, False, True, True, workspace)
-    call = (inputs.input, inputs.weight, inputs.bias, inputs.target, *others, *options)
+    options = ScoringOptions(
+        ignore_index=-100, average=False, allow_tf32=False, validate=True, workspace=Workspace(workspace)
+    )
+    call = tuple(FORWARD.to_flat(ForwardArguments(inputs, options, store=True)))
     # `test_aot_dispatch_dynamic` would feed outputs that are not differentiable with gradients; compilation is above.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.ktonum.sequence_logps.default, call, test_utils=tests)

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from ktonum.kernels.contract.config import KTOConfig
 from ktonum.kernels.contract.inputs import KTOInputs
+from ktonum.kernels.device import hardware
 from ktonum.kernels.device.softmax.kernels import LARGEST_EXPONENT
-from ktonum.kernels.device.statistics import launch
-from ktonum.kernels.device.sums.launch import Coefficients
-from ktonum.kernels.step import sequence_gradients
 from support.combinations import combinations
-from support.kto_gradients import PATHS, hold_gradients, options_of
+from support.kto_gradients import PATHS, hold_gradients, options_of, policy_pass
 from support.kto_inputs import DIFFERENTIABLE, DTYPES, Recipe, draw, kernel_outcome, oracle_outcome
 from support.kto_rounding import objections, spreads
 
@@ -46,36 +45,38 @@ def tiny_coefficients(device: torch.device) -> KTOInputs:
     return inputs
 
 
+def probabilities(inputs: KTOInputs) -> Tensor:
+    """Of each token's vocabulary entries, 0 at its target: (B T, V), float64."""
+    bias = None if inputs.bias is None else inputs.bias.double()
+    z = torch.nn.functional.linear(inputs.input.double(), inputs.weight.double(), bias).flatten(0, 1)
+    return z.softmax(1).scatter(1, inputs.target.view(-1, 1), 0.0)
+
+
 @pytest.mark.parametrize("path", PATHS[:2])
-def test_probabilities_that_float16_cannot_hold(
-    path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_probabilities_that_float16_cannot_hold(path: str, device: torch.device) -> None:
     inputs, config = tiny_probabilities(device), KTOConfig(beta=4.0)
-    options = options_of(path, inputs, monkeypatch)
+    options = options_of(path, inputs)
     actual = hold_gradients(inputs, config, options=options)
     assert 0.01 < abs(float(actual.gradients["input"][0, 0, 1])) < 0.02
-    # And the comparison sees it where they are stored as they are.
-    monkeypatch.setattr(launch, "slab_scale", lambda dtype: 1.0)
-    naive = kernel_outcome(inputs, config, options=options)
+    # And the comparison sees what is lost where they are stored as they are.
     expected, spread = oracle_outcome(inputs, config), spreads(inputs, config)
-    assert objections(naive.gradients["input"], expected.gradients["input"], spread["input"])
+    p, weight = probabilities(inputs)[0], inputs.weight.double()
+    coefficient = policy_pass(inputs, config).upstream[0]
+    naive = expected.gradients["input"] + coefficient * (p - p.half().double()) @ weight
+    assert objections(naive, expected.gradients["input"], spread["input"])
 
 
-def test_coefficients_that_float16_cannot_hold(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coefficients_that_float16_cannot_hold(device: torch.device) -> None:
     inputs, config = tiny_coefficients(device), KTOConfig(beta=8e-7)
     hold_gradients(inputs, config)
-
-    genuine = sequence_gradients.row_coefficients
-
-    def naive(*arguments: Any, **named: Any) -> Coefficients:
-        found = genuine(*arguments, **named)
-        return Coefficients(found.at_target, found.elsewhere * found.scale, torch.ones_like(found.scale))
-
-    # And the comparison sees it where they are left as they are.
-    monkeypatch.setattr(sequence_gradients, "row_coefficients", naive)
-    found = kernel_outcome(inputs, config)
+    # And the comparison sees what is lost where hidden states are multiplied by them as they are, over the factor of
+    # the exponentials.
     expected, spread = oracle_outcome(inputs, config), spreads(inputs, config)
-    assert objections(found.gradients["weight"], expected.gradients["weight"], spread["weight"])
+    coefficients = policy_pass(inputs, config).upstream.repeat_interleave(inputs.target.shape[1])
+    weighted = coefficients[:, None] * inputs.input.double().flatten(0, 1) / hardware.slab_scale(torch.float16)
+    lost = (weighted - weighted.half().double()) * hardware.slab_scale(torch.float16)
+    naive = expected.gradients["weight"] + probabilities(inputs).t() @ lost
+    assert objections(naive, expected.gradients["weight"], spread["weight"])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -125,9 +126,7 @@ def peaked(size: float, dtype: torch.dtype, device: torch.device) -> KTOInputs:
 
 # All exponents within reach, some of them just, and some far beyond it.
 @combinations("dtype, path, size", DTYPES, PATHS, [40.0, 56.0, 200.0], ids=str)
-def test_probabilities_far_from_the_targets(
-    dtype: torch.dtype, path: str, size: float, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_probabilities_far_from_the_targets(dtype: torch.dtype, path: str, size: float, device: torch.device) -> None:
     inputs = peaked(size, dtype, device)
     assert inputs.bias is not None
     z = torch.nn.functional.linear(inputs.input.double(), inputs.weight.double(), inputs.bias.double())
@@ -136,31 +135,27 @@ def test_probabilities_far_from_the_targets(
     limit = LARGEST_EXPONENT.value
     assert bool((exponents > limit).any()) == (size > 40.0)
     assert bool(((exponents > limit - 10) & (exponents < limit)).any()) == (size == 56.0)
-    hold_gradients(inputs, SMALL_BETA, options=options_of(path, inputs, monkeypatch))
+    hold_gradients(inputs, SMALL_BETA, options=options_of(path, inputs))
 
 
 @combinations("dtype, path", DTYPES, PATHS, ids=str)
-def test_every_token_far_from_its_target(
-    dtype: torch.dtype, path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_token_far_from_its_target(dtype: torch.dtype, path: str, device: torch.device) -> None:
     """The tile of the peak is the only one that counts."""
     inputs = peaked(0.0, dtype, device)
     assert inputs.bias is not None
     inputs.bias[PEAK] = 200.0
     inputs.target[inputs.target == PEAK] = 4
-    actual = hold_gradients(inputs, SMALL_BETA, options=options_of(path, inputs, monkeypatch))
+    actual = hold_gradients(inputs, SMALL_BETA, options=options_of(path, inputs))
     assert float(actual.gradients["bias"][PEAK].abs()) > 1e-4
 
 
 @combinations("dtype, path", DTYPES, PATHS, ids=str)
-def test_every_target_dominates(
-    dtype: torch.dtype, path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_target_dominates(dtype: torch.dtype, path: str, device: torch.device) -> None:
     inputs = peaked(0.0, dtype, device)
     assert inputs.bias is not None
     inputs.bias[PEAK] = 200.0
     inputs.target[inputs.target != -100] = PEAK
-    hold_gradients(inputs, SMALL_BETA, options=options_of(path, inputs, monkeypatch))
+    hold_gradients(inputs, SMALL_BETA, options=options_of(path, inputs))
 
 
 def with_dead_tile(inputs: KTOInputs) -> KTOInputs:
@@ -188,14 +183,14 @@ def with_dead_tile(inputs: KTOInputs) -> KTOInputs:
 )
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 def test_a_tile_without_a_finite_logit(
-    operands: tuple[int, torch.dtype], path: str, level: float, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    operands: tuple[int, torch.dtype], path: str, level: float, device: torch.device
 ) -> None:
     hidden, dtype = operands
     alive = draw(Recipe(dims=(3, 7, hidden, 400), dtype=dtype), device)
     assert alive.bias is not None
     alive.bias.add_(level)
     inputs = with_dead_tile(alive)
-    options = options_of(path, inputs, monkeypatch, columns=512, validate=False)
+    options = options_of(path, inputs, columns=512, validate=False)
     actual = kernel_outcome(inputs, KTOConfig(), options=options)
     expected, spread = oracle_outcome(alive, KTOConfig()), spreads(alive, KTOConfig())
     assert not objections(actual.loss, expected.loss, spread["loss"])
@@ -209,7 +204,7 @@ def test_a_tile_without_a_finite_logit(
 
 @combinations("dtype, path", DTYPES, PATHS[:2], ids=str)
 def test_an_impossible_target_leaves_the_other_sequences_alone(
-    dtype: torch.dtype, path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, path: str, device: torch.device
 ) -> None:
     """A bias of -inf at one target: its sequence has no log-probability, and all gradients stay finite."""
     inputs = draw(Recipe(dims=(3, 5, 24, 304), dtype=dtype, masked=0.0, kl="(B,)"), device)
@@ -217,7 +212,7 @@ def test_an_impossible_target_leaves_the_other_sequences_alone(
     inputs.target[1, 2] = 7
     with torch.no_grad():
         inputs.bias[7] = -math.inf  # type: ignore[index]
-    options = replace(options_of(path, inputs, monkeypatch), validate=False)
+    options = replace(options_of(path, inputs), validate=False)
     found = kernel_outcome(inputs, KTOConfig(), options=options)
     assert bool(found.loss.isfinite())
     assert all(bool(g.isfinite().all()) for g in found.gradients.values())

@@ -12,10 +12,11 @@ from ktonum.kernels import FusedLinearKTOLoss, ReferenceKTOLoss
 from ktonum.kernels.contract.config import KTOConfig
 from ktonum.kernels.contract.formula import METRICS
 from ktonum.kernels.contract.inputs import KTOInputs
-from ktonum.kernels.device.gradients import launch as launch_gradients
-from ktonum.kernels.device.statistics import launch
+from ktonum.kernels.contract.reference import reference_kto_loss
+from ktonum.kernels.device import trace
 from ktonum.kernels.loss import KernelOptions, fused_linear_kto_loss
 from support.combinations import combinations
+from support.kto_gradients import Work
 from support.kto_inputs import (
     DIFFERENTIABLE,
     DIMS,
@@ -151,49 +152,38 @@ def test_ligers_own_arguments_change_nothing(device: torch.device) -> None:
     assert torch.equal(plain, other)
 
 
-def test_no_gradients_are_computed_in_a_forward(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+#: Launched in a backward alone.
+BACKWARD = {"row_coefficients_kernel", "input_product", "weight_product", "bias_gradient_kernel"}
+
+
+def test_no_gradients_are_computed_in_a_forward(device: torch.device) -> None:
     """What it may keep for them is in test_kernels_slabs.py."""
-
-    def never(*_: Any, **__: Any) -> None:
-        raise AssertionError("a backward kernel ran")
-
-    monkeypatch.setattr(launch, "exponentials", never)
-    for name in ("weight_gradient", "bias_gradient", "input_gradient"):
-        monkeypatch.setattr(launch_gradients, name, never)
     inputs = tracked(draw(Recipe(), device))
-    with torch.no_grad():
-        loss, metrics = fused_linear_kto_loss(inputs, KTOConfig())
-    assert not loss.requires_grad
-    for workspace in (2**20, 1):
-        loss, metrics = fused_linear_kto_loss(inputs, KTOConfig(), KernelOptions(workspace=workspace))
-        assert loss.requires_grad
-        assert not any(m.requires_grad for m in metrics)
-    with pytest.raises(AssertionError, match="a backward kernel ran"):
+    with trace.recorded() as launches:
+        with torch.no_grad():
+            loss, metrics = fused_linear_kto_loss(inputs, KTOConfig())
+        assert not loss.requires_grad
+        for workspace in (2**20, 1):
+            loss, metrics = fused_linear_kto_loss(inputs, KTOConfig(), KernelOptions(workspace=workspace))
+            assert loss.requires_grad
+            assert not any(m.requires_grad for m in metrics)
+    assert not BACKWARD & {launch.name for launch in launches}
+    assert not Work(launches).computed_again
+    with trace.recorded() as launches:
         loss.backward()  # type: ignore[no-untyped-call]
+    assert BACKWARD <= {launch.name for launch in launches}
+    assert Work(launches).computed_again
 
 
-class RowCounter:
-    """Stands in for ``launch.row_statistics`` and notes how many rows each call hands to the kernels."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.rows: list[int] = []
-        genuine = launch.row_statistics
-
-        def counted(projection: launch.Projection, *rest: Any, **named: Any) -> None:
-            self.rows.append(projection.input.shape[0])
-            genuine(projection, *rest, **named)
-
-        monkeypatch.setattr(launch, "row_statistics", counted)
-
-
-def test_masked_tokens_cost_no_forward_work(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    counter = RowCounter(monkeypatch)
+def test_masked_tokens_cost_no_forward_work(device: torch.device) -> None:
     inputs = draw(Recipe(dims=(4, 10, 7, 11), reference="model", kl="sequences", masked=0.5), device)
-    kernel_outcome(inputs, KTOConfig(), names=())
+    with trace.recorded() as launches:
+        kernel_outcome(inputs, KTOConfig(), names=())
     unmasked = int((inputs.target != -100).sum())
     kl_unmasked = int((inputs.kl_target != -100).sum())  # type: ignore[union-attr, operator]
     assert 0 < unmasked < 40
-    assert sorted(counter.rows) == sorted([unmasked] * 2 + [kl_unmasked] * 2)
+    for name in ("target_logits_kernel", "logits_product", "softmax_kernel"):
+        assert sorted(Work(launches).rows(name)) == sorted([unmasked] * 2 + [kl_unmasked] * 2), name
 
 
 def test_what_masked_tokens_hold_does_not_matter(device: torch.device) -> None:
@@ -242,16 +232,8 @@ def test_the_comparison_flags_planted_faults(dtype: torch.dtype, device: torch.d
     assert flagged(actual.loss[None], expected.loss, spread["loss"])
 
 
-def test_the_wrong_ops_are_told_apart(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wrong_ops_are_told_apart(device: torch.device) -> None:
     """A loss that rounds logits to the inputs' dtype, as published ones do, is not within the kernels' bound."""
-    inputs = draw(Recipe(dims=(3, 40, 64, 127), dtype=torch.bfloat16, reference="model"), device)
-    genuine = launch.row_statistics
-
-    def rounding(projection: launch.Projection, statistics: launch.RowStatistics, **named: Any) -> None:
-        genuine(projection, statistics, **named)
-        z = torch.nn.functional.linear(projection.input, projection.weight, projection.bias).double()
-        statistics.logps.copy_(z.gather(1, projection.target.clamp(min=0)[:, None])[:, 0] - z.logsumexp(1))
-
-    monkeypatch.setattr(launch, "row_statistics", rounding)
-    actual, expected = kernel_outcome(inputs, KTOConfig(), names=()), oracle_outcome(inputs, KTOConfig(), names=())
-    assert flagged(actual.loss, expected.loss, spreads(inputs, KTOConfig())["loss"])
+    inputs, config = draw(Recipe(dims=(3, 40, 64, 127), dtype=torch.bfloat16, reference="model"), device), KTOConfig()
+    rounding, _ = reference_kto_loss(inputs, config)
+    assert flagged(rounding, oracle_outcome(inputs, config, names=()).loss, spreads(inputs, config)["loss"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ktonum.kernels.contract.config import KTOConfig
-from ktonum.kernels.device import hardware
+from ktonum.kernels.device import hardware, trace
 from ktonum.kernels.loss import KernelOptions, fused_linear_kto_loss
 from support.combinations import combinations
 from support.kto_gradients import Work, hold_gradients
@@ -111,33 +111,32 @@ LOADS = {
 # This order of dtypes has "offset" computed again in float16 by default, where the weight's gradient goes both ways.
 @combinations("workspace, load, dtype", {"stored": 2**30, "recomputed": 1}, LOADS, [torch.bfloat16, torch.float16])
 def test_descriptors_serve_aligned_operands_and_pointers_all_others(
-    workspace: int, load: Load, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    workspace: int, load: Load, dtype: torch.dtype, device: torch.device
 ) -> None:
     inputs = draw(Recipe(dims=load.dims, dtype=dtype, masked=load.masked), device)
     if load.layout is not None:
         inputs = mapped(inputs, lambda t: load.layout(t) if t.is_floating_point() else t)  # type: ignore[misc]
-    work = Work(monkeypatch)
-    hold_gradients(inputs, KTOConfig(), options=KernelOptions(workspace=workspace))
+    with trace.recorded() as launches:
+        hold_gradients(inputs, KTOConfig(), options=KernelOptions(workspace=workspace))
+    work = Work(launches)
     described = load.described
     if not hardware.INTERPRETED and hardware.capability(device)[0] != 9:
         described = (False, False)
-    assert set(work.descriptors) == {described[0]}
+    assert {launch.descriptors for launch in work.logits} == {described[0]}
     fused = {described[1]}
     if workspace == 1 and load.layout is offset and described[1] and hardware.slab_dtype(dtype) == dtype:
         # The last slab is multiplied with the hidden states themselves.
         fused = {True, False}
-    assert bool(work.calls["_fused_weight_gradient"]) == (True in fused)
-    assert bool(work.calls["product"]) == (False in fused)
+    assert bool(work.count("weight_gradient_kernel")) == (True in fused)
+    assert bool(work.count("weight_product")) == (False in fused)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_wide_operands_take_no_descriptors(
-    dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work = Work(monkeypatch)
-    hold_gradients(draw(Recipe(dims=(2, 9, 136, 304), dtype=dtype), device), KTOConfig())
-    assert set(work.descriptors) == {False}
-    assert not work.calls["_fused_weight_gradient"]
+def test_wide_operands_take_no_descriptors(dtype: torch.dtype, device: torch.device) -> None:
+    with trace.recorded() as launches:
+        hold_gradients(draw(Recipe(dims=(2, 9, 136, 304), dtype=dtype), device), KTOConfig())
+    assert Work(launches).logits
+    assert not any(launch.descriptors for launch in launches)
 
 
 @combinations(
@@ -148,17 +147,12 @@ def test_wide_operands_take_no_descriptors(
     SIXTEEN_BIT,
 )
 def test_descriptors_beside_tile_edges(
-    rows: tuple[int, int],
-    vocabulary: int,
-    hidden: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    monkeypatch: pytest.MonkeyPatch,
+    rows: tuple[int, int], vocabulary: int, hidden: int, dtype: torch.dtype, device: torch.device
 ) -> None:
     """Descriptors give zeros beyond a tensor's edges, where no mask sees to it."""
-    work = Work(monkeypatch)
     dims = (*rows, hidden, vocabulary)
     inputs = draw(Recipe(dims=dims, dtype=dtype, reference="model", masked=0.0), device)
-    hold_gradients(inputs, KTOConfig())
+    with trace.recorded() as launches:
+        hold_gradients(inputs, KTOConfig())
     if hardware.INTERPRETED:
-        assert set(work.descriptors) == {True}
+        assert all(launch.descriptors for launch in Work(launches).logits)
