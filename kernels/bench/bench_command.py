@@ -1,4 +1,4 @@
-"""`ktonum bench`, behind its command line."""
+"""`ktonum bench`, once its command line is read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["BenchmarkRequest", "benchmark_command"]
 
 @dataclass(frozen=True)
 class BenchmarkRequest:
-    """What was asked for.
+    """What the command line asks for.
 
     Attributes:
         cases: Names of cases or groups; empty for all.
@@ -40,13 +40,13 @@ class BenchmarkRequest:
 
 
 def benchmark_command(request: BenchmarkRequest, environment: Mapping[str, Any]) -> int:
-    """Measure, print as results come, write what was asked for.
+    """Measure, print each result as it comes, and write the files that were asked for.
 
     Returns:
-        0; goals are printed with whether they were met, for they were set for one device.
+        0. Whether goals were met is only printed, because they were set for one device.
 
     Raises:
-        UsageError: No CUDA device, or a name that is none.
+        UsageError: There is no CUDA device, or a name is unknown.
     """
     cases = chosen_cases(request.cases)
     known = [c.name for c in contenders()]
@@ -80,7 +80,7 @@ def benchmark_command(request: BenchmarkRequest, environment: Mapping[str, Any])
             results.append(CaseResult(case, measured))
             print_case(results[-1], console)
             torch.cuda.empty_cache()
-            # After every case: a run that is cut off leaves what it measured.
+            # After every case, so that a run that is cut off leaves what it measured.
             if request.json is not None:
                 write_json(results, environment, Path(request.json))
     for met, line in goal_lines(results):

@@ -1,4 +1,4 @@
-"""What `ktonum bench` compares: the bare matrix products, this package's loss, and every published one installed."""
+"""What `ktonum bench` compares: the bare matrix products, this package's loss, and the published losses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ktonum.kernels.loss import KernelOptions, fused_linear_kto_loss
 __all__ = ["LEAN_WORKSPACE", "LIMIT", "Contender", "contenders", "limit"]
 
 LIMIT = "limit"
-#: What `ktonum, lean` may store in memory of its own, beside what lies in that of the head's gradient: next to nothing.
+#: Bytes that `ktonum, lean` may store in memory of its own: next to nothing. It also uses that of the head's gradient.
 LEAN_WORKSPACE = 4 * 2**20
 
 Loss = Callable[[KTOInputs], Tensor]
@@ -33,9 +33,9 @@ class Contender:
     Attributes:
         name: What the table calls it.
         package: The distribution it comes from.
-        make: Builds it, anew for each case, so that caches and compiled code do not pass from case to case.
+        make: Builds it. It is built for each case, so that no case has the caches and compiled code of another.
         kl_sequences: Whether it takes KL sequences.
-        captured: Whether a CUDA graph of its step is timed; only in cases that name it.
+        captured: Whether a CUDA graph of its step is timed. Only cases that name it run it.
     """
 
     name: str
@@ -56,8 +56,8 @@ class Contender:
 def limit(inputs: KTOInputs) -> Callable[[], None]:
     """The matrix products that any loss with materialised logits needs, in the dtype of the inputs, and nothing else.
 
-    Over the unmasked tokens: policy logits, reference logits, and of the same size the gradients of hidden states and
-    head; and for KL sequences two products of logits more.
+    Over the unmasked tokens these are the policy's logits, the reference's logits, and the gradients of hidden states
+    and head. KL sequences need two more products of logits.
     """
 
     def unmasked(hidden: Tensor | None, target: Tensor | None) -> Tensor | None:
@@ -91,7 +91,7 @@ def _ours(options: KernelOptions) -> Loss:
 
 
 def _on_log_probabilities(logps: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Loss:
-    """The loss from a function of hidden states, head and targets to sequences' log-probabilities."""
+    """The loss around a function from hidden states, head and targets to sequences' log-probabilities."""
     config = KTOConfig()
 
     def loss(inputs: KTOInputs) -> Tensor:
@@ -127,7 +127,8 @@ def _cut_cross_entropy() -> Loss:
 
     def logps(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
         losses: Tensor = linear_cross_entropy(hidden, weight, target, ignore_index=-100, reduction="none")
-        # Not a bare sum: its gradient is expanded, of which cut-cross-entropy 25.1 asks a view that there is not.
+        # Not a bare sum, whose gradient is an expanded tensor: cut-cross-entropy 25.1 takes a view that it does not
+        # have.
         return -torch.where(target != -100, losses.float(), 0.0).sum(1)
 
     return _on_log_probabilities(logps)
@@ -175,7 +176,7 @@ def contenders() -> tuple[Contender, ...]:
         Contender("TRL", "trl", _trl, True),
         Contender("cut-cross-entropy", "cut-cross-entropy", _cut_cross_entropy, True),
         Contender(
-            # No number can be read off the device during a capture.
+            # During a capture nothing can be read from the device.
             "ktonum, CUDA graph",
             "torch",
             functools.partial(_ours, KernelOptions(validate=False)),

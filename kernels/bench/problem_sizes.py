@@ -22,9 +22,9 @@ class BenchmarkCase:
         group: ``goals``, ``dtypes``, ``small``, ``tokens`` (growth over tokens) or ``vocabulary`` (growth over V).
         B, T, H, V: Sequences, tokens each, hidden size, vocabulary.
         dtype: Of hidden states and heads.
-        masked: The share of each sequence, from its start, that is prompt.
+        masked: The share of each sequence that is prompt; it comes first.
         kl_sequences: Whether the KL reference point comes from KL sequences of the same shape.
-        errors: Whether to hold results against a float64 oracle, which takes seconds.
+        errors: Whether to compare results with a float64 oracle, which takes seconds.
         contenders: Which to run; empty for all.
     """
 
@@ -46,7 +46,7 @@ class BenchmarkCase:
         return {"B": self.B, "T": self.T, "H": self.H, "V": self.V}
 
 
-# Everyone, and what is left of a small step once the host is out of the way.
+# All contenders, and CUDA graphs, which show what a small step takes without the host.
 _SMALL = (
     "ktonum",
     "ktonum, lean",
@@ -58,7 +58,7 @@ _SMALL = (
     "ktonum, CUDA graph",
     "plain PyTorch, CUDA graph",
 )
-# Growth says how our own time and memory grow; one peer beside them keeps it short.
+# These cases show how our own time and memory grow. With one peer they stay short.
 _GROWING = ("ktonum", "ktonum, lean", "TRL")
 
 CASES = (
@@ -79,14 +79,14 @@ CASES = (
 
 @dataclass(frozen=True)
 class Goal:
-    """What a contender of ours is to reach on an H100; None where nothing is asked.
+    """What a contender of ours shall reach on an H100; None if there is no goal.
 
     Attributes:
         case, contender: By name.
         ratio: Time over the limit's, at most.
         gibibytes: Peak extra memory, at most.
         loss, gradient, bias: Errors, at most; see `ktonum.kernels.bench.timing.Errors`.
-        against_peers: Time over the fastest peer's, at most; as a CUDA graph over peers as one.
+        against_peers: Time over the fastest peer's, at most. A CUDA graph is compared with CUDA graphs.
     """
 
     case: str
@@ -115,10 +115,10 @@ GOALS = (
 
 
 def chosen_cases(names: tuple[str, ...]) -> tuple[BenchmarkCase, ...]:
-    """The cases with these names or groups; all of them for none.
+    """The cases with these names or groups; all cases if there are no names.
 
     Raises:
-        UsageError: A name is neither.
+        UsageError: A name is neither a case nor a group.
     """
     known = {case.name for case in CASES} | {case.group for case in CASES}
     if unknown := [name for name in names if name not in known]:
@@ -129,7 +129,8 @@ def chosen_cases(names: tuple[str, ...]) -> tuple[BenchmarkCase, ...]:
 def draw_inputs(case: BenchmarkCase, device: torch.device) -> KTOInputs:
     """Logits of standard deviation 1.5 and a reference model near the policy, from a seed of the case's name.
 
-    Drawn piece by piece in the case's dtype: a float32 copy of the head would not be the case's memory any more.
+    They are drawn piece by piece in the case's dtype, because a float32 copy of the head would add to the case's
+    memory.
     """
     generator = torch.Generator(device).manual_seed(sum((i + 1) * ord(c) for i, c in enumerate(case.name)))
 

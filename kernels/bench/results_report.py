@@ -25,7 +25,7 @@ _GROWTH = {"tokens": "T", "vocabulary": "V"}
 
 @dataclass(frozen=True)
 class CaseResult:
-    """A case and what was measured of it, the limit first."""
+    """A case and its measurements, the limit's first."""
 
     case: BenchmarkCase
     measured: tuple[Measured, ...]
@@ -89,7 +89,7 @@ def goal_lines(results: Sequence[CaseResult]) -> Iterator[tuple[bool, str]]:
 
 
 def write_json(results: Sequence[CaseResult], environment: Mapping[str, Any], path: Path) -> None:
-    """Everything, with its provenance."""
+    """Write all results with their provenance."""
     rows = [
         {
             "case": asdict(r.case) | {"dtype": str(r.case.dtype).removeprefix("torch.")},
@@ -105,7 +105,7 @@ def read_json(path: Path) -> tuple[list[CaseResult], dict[str, Any]]:
     """Results and environment that `write_json` wrote.
 
     Raises:
-        UsageError: The file is none of those.
+        UsageError: The file is not one of those.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -126,7 +126,7 @@ def read_json(path: Path) -> tuple[list[CaseResult], dict[str, Any]]:
 
 
 def draw_plot(results: Sequence[CaseResult], title: str, path: Path) -> None:
-    """Time against memory for each case that has peers, and growth of both over tokens and over vocabulary.
+    """Draw time against memory for each case that has peers, and how both grow with tokens and with vocabulary.
 
     Raises:
         UsageError: matplotlib is not installed.

@@ -1,15 +1,16 @@
-"""`ktonum bench`: time, memory and error of KTO losses beside the matrix products that none can do without.
+"""`ktonum bench`: time, memory and error of KTO losses, beside the matrix products that each of them needs.
 
-Each contender takes turns with the limit, and its figure is the median over rounds of its time over the limit's just
-before. A GPU's clock follows its power and warmth: on an H100 the same product took 12.8 ms first and 13.4 ms a minute
-later. In rounds through all contenders a figure depended on who ran before: 1.20 among eight, 1.07 among two.
+Each contender takes turns with these products, the limit. Its figure is the median over rounds of its time divided by
+that of the limit just before. A GPU's clock depends on power and temperature: on an H100 the same product took 12.8 ms
+at first and 13.4 ms a minute later. In rounds through all contenders a figure depended on who ran before: 1.20 among
+eight, 1.07 among two.
 """
 
 from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,14 +22,14 @@ from ktonum.kernels.contract.config import KTOConfig
 from ktonum.kernels.contract.inputs import KTOInputs
 from ktonum.kernels.contract.reference import reference_kto_loss
 
-__all__ = ["Errors", "Measured", "errors_against", "float64_oracle", "measure_case"]
+__all__ = ["Errors", "Measured", "errors_against", "float64_oracle", "measure_case", "milliseconds", "timed"]
 
 _DIFFERENTIABLE = ("input", "weight")
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Against the float64 oracle on the same values.
+    """Errors against the float64 oracle on the same values.
 
     Attributes:
         loss: |error| / |loss|.
@@ -51,8 +52,8 @@ class Measured:
         ratio: Median over rounds of its time over the limit's.
         spread: Largest less smallest ratio over rounds.
         peak_bytes: Peak allocated memory beyond the inputs, gradients included; None for the limit.
-        errors: None where not asked for.
-        problem: Why it did not run, empty if it did.
+        errors: None if the case measures none.
+        problem: Why it did not run; empty if it did.
     """
 
     contender: str
@@ -85,13 +86,13 @@ def measure_case(
                 make = _captured_step if contender.captured else _step
                 runs[contender.name] = make(contender.make(), inputs)
         del oracle
-        return tuple(_timed(found, runs, rounds))
+        return timed(found, runs, rounds)
 
 
 def _first_run(
     contender: Contender, case: BenchmarkCase, inputs: KTOInputs, oracle: dict[str, Tensor] | None
 ) -> Measured:
-    """Memory and errors; compiles whatever is to be compiled."""
+    """The contender's memory and errors. Afterwards everything is compiled."""
     measured = Measured(contender.name)
     if contender.version is None:
         return replace(measured, problem=f"{contender.package} is not installed")
@@ -109,7 +110,7 @@ def _first_run(
         _free_gradients(inputs)
         if oracle is not None:
             measured = replace(measured, errors=errors_against(oracle, loss, inputs))
-    except Exception as error:  # Whatever a published loss raises is a line of the table, not its end.
+    except Exception as error:  # An error of a published loss is a line of the table; the others go on.
         measured = replace(measured, problem=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}")
     _free_gradients(inputs)
     return measured
@@ -134,10 +135,10 @@ def _step(loss: Loss, inputs: KTOInputs) -> Callable[[], None]:
 
 
 def _captured_step(loss: Loss, inputs: KTOInputs) -> Callable[[], None]:
-    """The same as a CUDA graph, which costs the host one launch; gradients lie in the same memory at every replay."""
+    """The same as a CUDA graph, which costs the host one launch. All replays write gradients to the same memory."""
     step = _step(loss, inputs)
-    # https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture: what a first run sets up, off the
-    # stream that is captured.
+    # Whatever a first run sets up must happen on another stream than the one that is captured, see
+    # https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
     aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -150,40 +151,8 @@ def _captured_step(loss: Loss, inputs: KTOInputs) -> Callable[[], None]:
     return graph.replay
 
 
-def _timed(found: dict[str, Measured], runs: dict[str, Callable[[], None]], rounds: int) -> Iterator[Measured]:
-    limits: list[float] = []
-    timed: dict[str, Measured] = {}
-    for name, run in runs.items():
-        if name == LIMIT:
-            continue
-        pairs: list[tuple[float, float]] = []
-        # The first pair brings the device to where this contender leaves it, and is not counted.
-        for turn in range(rounds + 1):
-            try:
-                pair = _milliseconds(runs[LIMIT]), _milliseconds(run)
-            except torch.cuda.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                timed[name] = replace(found[name], problem="out of memory beside the limit's own buffer")
-                break
-            if turn:
-                pairs.append(pair)
-        else:
-            limits += [base for base, _ in pairs]
-            ratios = [own / base for base, own in pairs]
-            timed[name] = replace(
-                found[name],
-                milliseconds=statistics.median(own for _, own in pairs),
-                ratio=statistics.median(ratios),
-                spread=max(ratios) - min(ratios),
-            )
-    if not limits:
-        limits = [_milliseconds(runs[LIMIT]) for _ in range(rounds + 1)][1:]
-    timed[LIMIT] = Measured(LIMIT, statistics.median(limits), 1.0, 0.0)
-    for name, measured in found.items():
-        yield timed.get(name, measured)
-
-
-def _milliseconds(run: Callable[[], None]) -> float:
+def milliseconds(run: Callable[[], None]) -> float:
+    """The time that the current CUDA device takes for what ``run`` launches."""
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     start.record()
@@ -193,8 +162,54 @@ def _milliseconds(run: Callable[[], None]) -> float:
     return float(start.elapsed_time(stop))
 
 
+def timed(
+    found: Mapping[str, Measured],
+    runs: Mapping[str, Callable[[], None]],
+    rounds: int,
+    *,
+    clock: Callable[[Callable[[], None]], float] = milliseconds,
+) -> tuple[Measured, ...]:
+    """Each contender in turns with the limit.
+
+    Args:
+        found: What is known of each contender so far, by name; `LIMIT` among them.
+        runs: A step of each that can run, by name; `LIMIT` among them.
+        rounds: How many turns count.
+        clock: The milliseconds of one run.
+    """
+    limits: list[float] = []
+    done: dict[str, Measured] = {}
+    for name, run in runs.items():
+        if name == LIMIT:
+            continue
+        pairs: list[tuple[float, float]] = []
+        # The first pair is not counted: it brings the device into the state in which this contender leaves it.
+        for turn in range(rounds + 1):
+            try:
+                pair = clock(runs[LIMIT]), clock(run)
+            except torch.cuda.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                done[name] = replace(found[name], problem="out of memory beside the limit's own buffer")
+                break
+            if turn:
+                pairs.append(pair)
+        else:
+            limits += [base for base, _ in pairs]
+            ratios = [own / base for base, own in pairs]
+            done[name] = replace(
+                found[name],
+                milliseconds=statistics.median(own for _, own in pairs),
+                ratio=statistics.median(ratios),
+                spread=max(ratios) - min(ratios),
+            )
+    if not limits:
+        limits = [clock(runs[LIMIT]) for _ in range(rounds + 1)][1:]
+    done[LIMIT] = Measured(LIMIT, statistics.median(limits), 1.0, 0.0)
+    return tuple(done.get(name, measured) for name, measured in found.items())
+
+
 def float64_oracle(inputs: KTOInputs) -> dict[str, Tensor]:
-    """Loss and gradients in float64, from the very values that the contenders see."""
+    """Loss and gradients in float64, on the very values that the contenders get."""
     tensors = {k: v.detach().double() if v.is_floating_point() else v for k, v in inputs.tensors().items()}
     for name in _DIFFERENTIABLE:
         tensors[name].requires_grad_()
@@ -204,13 +219,13 @@ def float64_oracle(inputs: KTOInputs) -> dict[str, Tensor]:
 
 
 def errors_against(oracle: dict[str, Tensor], loss: Loss, inputs: KTOInputs) -> Errors:
-    """Of a loss' value and gradients, against what `float64_oracle` gave for the inputs."""
+    """The errors of a loss' value and gradients against ``oracle``, the result of `float64_oracle` on the inputs."""
     value = loss(inputs)
     gradients = torch.autograd.grad(value, [getattr(inputs, name) for name in _DIFFERENTIABLE])
     norms, biases = [], []
     for name, gradient in zip(_DIFFERENTIABLE, gradients, strict=True):
         squares = error_squares = projection = 0.0
-        # By stretches: the head's gradient in float64 twice over would be 10 GB more.
+        # In stretches, because two copies of the head's gradient in float64 would take 10 GB more.
         flat, exact = gradient.flatten(0, -2), oracle[name].flatten(0, -2)
         for first in range(0, len(flat), 8192):
             expected = exact[first : first + 8192]

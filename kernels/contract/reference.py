@@ -1,7 +1,7 @@
-"""KTO in plain PyTorch at any dtype: the oracle in float64, the `eager` standard in the dtype under audit.
+"""KTO in plain PyTorch in any dtype. In float64 it is the oracle, in the dtype under audit the `eager` standard.
 
-Logits are materialised, as Hugging Face trainers do it, and rounded to the inputs' dtype; the log-softmax of 16-bit
-logits runs in float32, as Liger-Kernel's and TRL's does.
+Logits are stored in full and rounded to the inputs' dtype, as in Hugging Face's trainers. The log-softmax of 16-bit
+logits runs in float32, as in Liger-Kernel and TRL.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from ktonum.kernels.contract.formula import kl_estimate, kto_losses, reduce_loss
 from ktonum.kernels.contract.inputs import KTOInputs, check_values
 from ktonum.kernels.contract.interface import KTOLoss
 
-__all__ = ["ReferenceKTOLoss", "reference_kto_loss"]
+__all__ = ["LOGITS_AT_ONCE", "ReferenceKTOLoss", "reference_kto_loss"]
 
-# Above this many logits a pass keeps one sequence's logits at a time: 2**27 float64 values are 1 GiB, and a backward
-# holds three such buffers.
-_LOGITS_AT_ONCE = 2**27
+#: The most logits that a pass keeps by default: 2**27 float64 values are 1 GiB, and a backward holds three
+#: such buffers.
+LOGITS_AT_ONCE = 2**27
 
 
 def _token_logps(
@@ -35,11 +35,11 @@ def _token_logps(
 
 
 def _sequence_logps(
-    input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, config: KTOConfig
+    input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, config: KTOConfig, logits_at_once: int
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each sequence, (B,), and the sum of all its logits, (B,)."""
     batch, tokens = target.shape
-    if batch * tokens * weight.shape[0] <= _LOGITS_AT_ONCE:
+    if batch * tokens * weight.shape[0] <= logits_at_once:
         logps, logits = _token_logps(input, weight, bias, target, config.ignore_index)
     else:
         rows = [
@@ -50,12 +50,15 @@ def _sequence_logps(
     return sequence_means(logps.sum(1), (target != config.ignore_index).sum(1), config), logits
 
 
-def reference_kto_loss(inputs: KTOInputs, config: KTOConfig) -> tuple[Tensor, tuple[Tensor, ...]]:
+def reference_kto_loss(
+    inputs: KTOInputs, config: KTOConfig, *, logits_at_once: int = LOGITS_AT_ONCE
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The KTO loss and Liger-Kernel's six metrics.
 
     Args:
         inputs: Validated tensors, see `KTOInputs`; any floating dtype, one for all.
         config: The parameters.
+        logits_at_once: A pass with more logits keeps those of one sequence at a time.
 
     Returns:
         The loss, a scalar or (B,), and the metrics in the order of `ktonum.kernels.contract.formula.METRICS`; float64
@@ -66,21 +69,21 @@ def reference_kto_loss(inputs: KTOInputs, config: KTOConfig) -> tuple[Tensor, tu
     """
     check_values(inputs, config)
     labels = inputs.preference_labels
-    logps, logits = _sequence_logps(inputs.input, inputs.weight, inputs.bias, inputs.target, config)
+
+    def score(input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
+        return _sequence_logps(input, weight, bias, target, config, logits_at_once)
+
+    logps, logits = score(inputs.input, inputs.weight, inputs.bias, inputs.target)
     with torch.no_grad():
         reference_logps = None if inputs.ref_logps is None else inputs.ref_logps.detach()
         if inputs.ref_input is not None and inputs.ref_weight is not None:
-            reference_logps, _ = _sequence_logps(
-                inputs.ref_input, inputs.ref_weight, inputs.ref_bias, inputs.target, config
-            )
+            reference_logps, _ = score(inputs.ref_input, inputs.ref_weight, inputs.ref_bias, inputs.target)
         kl = None if inputs.kl is None else inputs.kl.detach()
         if inputs.kl_input is not None and inputs.kl_target is not None:
-            kl_logps, _ = _sequence_logps(inputs.kl_input, inputs.weight, inputs.bias, inputs.kl_target, config)
+            kl_logps, _ = score(inputs.kl_input, inputs.weight, inputs.bias, inputs.kl_target)
             kl_reference = inputs.kl_ref_logps
             if inputs.kl_ref_input is not None and inputs.ref_weight is not None:
-                kl_reference, _ = _sequence_logps(
-                    inputs.kl_ref_input, inputs.ref_weight, inputs.ref_bias, inputs.kl_target, config
-                )
+                kl_reference, _ = score(inputs.kl_ref_input, inputs.ref_weight, inputs.ref_bias, inputs.kl_target)
             kl = kl_estimate(kl_logps, torch.zeros_like(kl_logps) if kl_reference is None else kl_reference)
     if reference_logps is not None:
         reference_logps = reference_logps.to(logps.dtype)

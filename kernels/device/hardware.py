@@ -1,4 +1,4 @@
-"""What the device and this Triton can do, and what follows for how tensors are stored and loaded."""
+"""What the device and the installed Triton can do, and how tensors are therefore stored and loaded."""
 
 from __future__ import annotations
 
@@ -23,42 +23,45 @@ __all__ = [
     "slab_scale",
 ]
 
-#: Whether Triton's interpreter runs the kernels: decided by TRITON_INTERPRET when they are first imported.
+#: Whether Triton's interpreter runs the kernels. TRITON_INTERPRET decides it when they are first imported.
 INTERPRETED = not isinstance(logits_kernel, triton.JITFunction)
-
-_TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 ACCUMULATORS = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
-def check_support(device: torch.device, dtype: torch.dtype) -> None:
-    """Kernels run on CUDA, or anywhere under the interpreter; in float64 from Triton 3.5 on.
+def check_support(device: torch.device, dtype: torch.dtype, *, triton_version: str = triton.__version__) -> None:
+    """Check that kernels can run: on CUDA, or anywhere under the interpreter; in float64 from Triton 3.5 on.
+
+    Args:
+        device: Where the tensors are.
+        dtype: Theirs.
+        triton_version: Of the Triton that compiles the kernels.
 
     Raises:
-        InputError: The tensors are elsewhere, or of a dtype that this Triton cannot multiply.
+        InputError: The tensors are on another device, or of a dtype that this Triton cannot multiply.
     """
     if device.type != "cuda" and not INTERPRETED:
         raise InputError(
             f"the tensors are on {device}, where Triton cannot compile kernels: move them to a CUDA device, or set the "
             f"environment variable TRITON_INTERPRET=1 before ktonum.kernels is imported to run Triton's interpreter"
         )
-    if dtype == torch.float64 and _TRITON < (3, 5):
+    if dtype == torch.float64 and tuple(map(int, triton_version.split(".")[:2])) < (3, 5):
         raise InputError(
-            f"the tensors are float64, which tl.dot multiplies from Triton 3.5 on, and this is {triton.__version__}: "
+            f"the tensors are float64, which tl.dot multiplies from Triton 3.5 on, and this is {triton_version}: "
             f"upgrade Triton, or use another dtype"
         )
 
 
 def slab_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What exponentials are stored in: the operands' dtype, float32 for bfloat16 under the interpreter.
+    """The dtype in which exponentials are stored: that of the operands; float32 for bfloat16 under the interpreter.
 
-    The interpreter truncates on a cast to bfloat16; the caller rounds its float32 slab to nearest instead.
+    The interpreter truncates where it should round to bfloat16. So the caller gets a float32 slab, and rounds it.
     """
     return torch.float32 if INTERPRETED and dtype == torch.bfloat16 else dtype
 
 
 def slab_scale(dtype: torch.dtype) -> float:
-    """The factor that slabs carry: in float16 a probability below 6e-5 is subnormal, below 6e-8 zero."""
+    """The factor of all numbers in a slab. In float16 a probability below 6e-5 would be subnormal, below 6e-8 zero."""
     return 2.0**14 if dtype == torch.float16 else 1.0
 
 
@@ -69,7 +72,7 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 
 def programs(device: torch.device, tiles: int, *, persistent: bool) -> int:
-    """How many programs share the tiles: one a multiprocessor where a program takes tile after tile."""
+    """How many programs share the tiles: one for each tile; if ``persistent``, at most one for each multiprocessor."""
     if persistent and device.type == "cuda":
         return min(tiles, _multiprocessors(device))
     return tiles
@@ -81,10 +84,10 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def serves_descriptors(*tensors: Tensor) -> bool:
-    """Whether a copy engine can load tiles of these 16-bit matrices: on Hopper, rows multiples of 16 bytes apart.
+    """Whether a copy engine can load tiles of these matrices: on Hopper, 16 bits, rows multiples of 16 bytes apart.
 
-    Later devices have copy engines too, but nothing was measured there, and some have too little shared memory. The
-    interpreter takes them anywhere, so that tests reach both ways.
+    Later devices have copy engines too, but nothing was measured on them, and some have too little shared memory. The
+    interpreter uses descriptors on any device, so that tests reach both ways of loading.
     """
 
     def fits(tensor: Tensor) -> bool:

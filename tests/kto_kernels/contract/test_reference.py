@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ktonum.errors import InputError
-from ktonum.kernels.contract import reference as reference_module
 from ktonum.kernels.contract.config import KTOConfig
 from ktonum.kernels.contract.inputs import KTOInputs
 from ktonum.kernels.contract.reference import reference_kto_loss
@@ -88,10 +87,10 @@ def leaves(inputs: KTOInputs, dtype: torch.dtype) -> KTOInputs:
     return replace(inputs, **cast)
 
 
-def oracle(inputs: KTOInputs, config: KTOConfig) -> Outputs:
+def oracle(inputs: KTOInputs, config: KTOConfig, **settings: int) -> Outputs:
     """The reference in float64."""
     given = leaves(inputs, torch.float64)
-    return outputs(given, *reference_kto_loss(given, config))
+    return outputs(given, *reference_kto_loss(given, config, **settings))
 
 
 def published(loss_class: Any, inputs: KTOInputs, dtype: torch.dtype, **parameters: Any) -> Outputs:
@@ -280,12 +279,11 @@ def test_average_of_a_batch_without_tokens_is_refused() -> None:
 
 
 @pytest.mark.parametrize("average_log_prob", [False, True])
-def test_one_sequence_at_a_time_is_the_same(monkeypatch: pytest.MonkeyPatch, average_log_prob: bool) -> None:
+def test_one_sequence_at_a_time_is_the_same(average_log_prob: bool) -> None:
     inputs = draw("mixed", "bias", "ref", "kl sequences", "kl_ref")
     config = KTOConfig(average_log_prob=average_log_prob)
     whole = oracle(inputs, config)
-    monkeypatch.setattr(reference_module, "_LOGITS_AT_ONCE", 1)
-    for name, value in oracle(inputs, config).items():
+    for name, value in oracle(inputs, config, logits_at_once=1).items():
         torch.testing.assert_close(value, whole[name], rtol=1e-12, atol=1e-15)
 
 

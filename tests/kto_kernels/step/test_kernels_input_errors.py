@@ -361,8 +361,9 @@ def test_inputs_survive_an_error(device: torch.device) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in inputs.tensors().items())
 
 
-def test_float64_on_a_triton_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "_TRITON", (3, 4))
-    with pytest.raises(InputError, match=r"float64.*Triton 3\.5"):
-        hardware.check_support(torch.device("cuda"), torch.float64)
-    hardware.check_support(torch.device("cuda"), torch.float32)
+def test_float64_on_a_triton_without_it() -> None:
+    cuda = torch.device("cuda")
+    with pytest.raises(InputError, match=r"float64.*Triton 3\.5 on, and this is 3\.4\.1"):
+        hardware.check_support(cuda, torch.float64, triton_version="3.4.1")
+    hardware.check_support(cuda, torch.float32, triton_version="3.4.1")
+    hardware.check_support(cuda, torch.float64, triton_version="3.10.0+git1")
