@@ -1,4 +1,4 @@
-"""Triton fused-linear KTO loss, its reference, and the op under audit."""
+"""The fused-linear KTO loss in Triton, its reference, and the op under audit."""
 
 from __future__ import annotations
 

@@ -35,13 +35,13 @@ def gradient_bounds(
     vocabulary, hidden = weight.shape
     rows = int((head.target != config.ignore_index).sum())
     operand = unit_roundoff(arithmetic.operands) ** 2
-    # Half the spacing of subnormals, which a stored c e_tv cannot fall below; relative to u, as `squares` are.
+    # Half the spacing of subnormals: a stored c e_tv errs by as much. Relative to u, as `squares` are.
     underflow = subnormal_rounding(arithmetic.stored) ** 2 / operand
     u = unit_roundoff(arithmetic.accumulator)
-    scattered = u**2 * rows / 6  # of `summation_variance`: what it grants the terms' squares
+    scattered = u**2 * rows / 6  # what `summation_variance` allows for the squares of the terms
     input_variance = torch.zeros(head.input.shape, dtype=work, device=device)
     input_coherent = torch.zeros_like(input_variance)
-    # Sums over tokens: with x, and with 1 in x's place for the bias.
+    # Sums over tokens: with x for the weight, and with 1 in the place of x for the bias.
     x_sums = {k: torch.zeros(vocabulary, hidden, dtype=work, device=device) for k in _SUMS}
     b_sums = {k: torch.zeros(vocabulary, dtype=work, device=device) for k in _SUMS}
     sequence = 0
@@ -49,7 +49,7 @@ def gradient_bounds(
     def close_sequence() -> None:
         for sums in (x_sums, b_sums):
             total, softmax = sums["sequence"], sums["sequence softmax"]
-            # c_i's error multiplies the sequence's whole contribution, and does not average out over its elements.
+            # The error of c_i multiplies the sequence's whole part, so it does not average out over the elements.
             sums["own"].addcmul_(total, total, value=float(own[sequence] ** 2))
             sums["coherent"].add_(total.abs(), alpha=float(shared[sequence]))
             sums["rises"].add_(total.clamp(min=0))
@@ -65,12 +65,13 @@ def gradient_bounds(
         c = coefficients[sequence, chunk.rows].to(work).unsqueeze(1)
         e = -chunk.p
         e.scatter_add_(1, chunk.y.unsqueeze(1), torch.ones_like(c))
-        # Not by `torch.where` of two Python numbers, which are float32, and this one is smaller than that.
+        # Not by `torch.where` of two Python numbers: these are float32, and this one is smaller than float32's
+        # smallest.
         squares = (c * e).square() + underflow * chunk.unmasked.to(work).unsqueeze(1)
         p_variance = (c * chunk.p).square() * chunk.variance
         x2 = chunk.x.square()
         gradient = c * (e @ weight)
-        expected_weight = c * weight[chunk.y] - gradient  # c Σ_v p_v w_v: what has been added before the target's term
+        expected_weight = c * weight[chunk.y] - gradient  # c Σ_v p_v w_v, the sum before the target's term
         partial = torch.maximum(gradient.abs(), expected_weight.abs())
         roundings = squares @ squared_weight
         input_variance[sequence, chunk.rows] = (
@@ -83,7 +84,7 @@ def gradient_bounds(
             + (3 * own[sequence] + shared[sequence] + arithmetic.truncation(vocabulary)) * gradient.abs()
         )
         p_variance += (c * chunk.p).square() * chunk.logsumexp_variance.unsqueeze(1)
-        # The weight's products round both operands, the bias's sum one.
+        # The products for the weight round both operands, the sum for the bias one.
         x_sums["variance"] += (p_variance + (2 * operand + scattered) * squares).T @ x2
         b_sums["variance"] += (p_variance + (operand + scattered) * squares).sum(0)
         x_sums["sequence"].addmm_((c * e).T, chunk.x)
@@ -95,15 +96,15 @@ def gradient_bounds(
         sums["coherent"].add_(sums["own"].sqrt(), alpha=confidence())
 
     def accumulated(total: Tensor, rises: Tensor) -> Tensor:
-        # Sequences pull either way, each in a stretch: all that pull one way may have been added before the others.
+        # Sequences pull either way. All that pull one way may have been added before the others.
         peak = torch.maximum(rises, rises - total)
         return summation_variance(rows, total, torch.zeros_like(total), arithmetic.accumulator, peak=peak)
 
     def assembled(name: str, sums: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         exact = oracle.gradients[name]
-        assert exact is not None  # asked for only where the oracle has a gradient
+        assert exact is not None  # called only if the oracle has this gradient
         total = exact.to(work)
-        # The targets' terms may be added apart: what has been added before them is the softmax's part alone.
+        # If the targets' terms are added last, the sum before them is the softmax's part alone.
         of_softmax = accumulated(sums["softmax"], sums["softmax rises"])
         variance = sums["variance"] + torch.maximum(accumulated(total, sums["rises"]), of_softmax)
         return amplitude(variance), sums["coherent"] + (arithmetic.truncation(rows) + u) * total.abs()

@@ -8,12 +8,12 @@ c = ∂L/∂log π_i and the bracket e_tv = 1[v = y_t] − p_tv, with u_a the ac
 - sequences: α_i² = Σ_t α_t² + (u_a log π_i)² ⌈log2 T⌉, summed pairwise;
 - coefficients: |δc_i| ≤ |c_i| ρ_i with ρ_i = |∂ log c / ∂ r| times the log-ratio's amplitude, shared by the sequence;
 - ∂L/∂x_t = c Σ_v e_tv w_v and ∂L/∂w_v = Σ_t c e_tv x_t: one rounding of each 16-bit operand, p's error from its logit
-  and from the log-sum-exp, the coefficient's, and the accumulation over V or over N, whose partial sums may be those of
-  the softmax's part alone, the targets' terms being added apart, and over N those of all sequences that pull one way.
-  `eager` stores c e_tv in the dtype under audit: where p is small that rounds c_i alike for a whole sequence, and in
-  float16 it underflows.
+  and from the log-sum-exp, the coefficient's error, and the accumulation over V or over N. If the targets' terms are
+  added apart, the partial sums are those of the softmax's part alone. Over N they may be those of all sequences that
+  pull one way. `eager` stores c e_tv in the dtype under audit. Where p is small, that rounds c_i in the same way for a
+  whole sequence, and in float16 it underflows.
 
-Magnitudes are wanted to a few digits only: float64 on a CPU, float32 on a GPU.
+A few digits of each magnitude are enough, so the analysis runs in float64 on a CPU and in float32 on a GPU.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ from ktonum.kernels.contract.inputs import KTOInputs
 
 __all__ = ["kto_error_model"]
 
-# Tensor cores shrink policy and reference logits alike; this share of the shrinkage is not granted to cancel.
+# Tensor cores shrink the logits of policy and reference alike. All but this share of the smaller one is taken to
+# cancel.
 _UNCANCELLED = 0.2
 
 
 def _ratio_error(
     policy: SequenceErrors, reference: SequenceErrors | None, truncation: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Variance of log π − log π_ref, and the bound on what tensor cores shift every sequence by."""
+    """The variance of log π − log π_ref, and a bound on how far tensor cores shift it, for each sequence."""
     mine = truncation[0] * policy.shift
     if reference is None:
         return policy.variance, mine.abs()
@@ -103,7 +104,7 @@ def kto_error_model(
 def _kl(
     t: KTOInputs, config: KTOConfig, arithmetic: Arithmetic, truncation: tuple[float, float]
 ) -> tuple[Tensor | None, Tensor]:
-    """The KL reference point and the bound on its error, which all sequences share."""
+    """The KL reference point, and a bound on its error. All sequences share both."""
     zero = torch.zeros((), dtype=torch.float64, device=t.input.device)
     if t.kl is not None:
         return t.kl.double(), zero
@@ -118,7 +119,8 @@ def _kl(
         )
         ref_logps = reference.logps
     variance, shift = _ratio_error(policy, reference, truncation)
-    # One number for the whole batch: its random part is as shared as its systematic one. Three amplitudes.
+    # It is one number for the whole batch, so its random error is shared like the systematic one: three amplitudes of
+    # it.
     return kl_estimate(policy.logps, ref_logps), 3 * variance.sum().sqrt() / variance.numel() + shift.mean()
 
 
@@ -147,7 +149,7 @@ def _output_bounds(
     roundoffs: tuple[float, float],
 ) -> dict[str, tuple[Tensor, Tensor]]:
     (slope, losses, kl_error), (u, stored) = formula, roundoffs
-    # ℓ_i: its own log-ratio's error, the shared one, and a few roundings of the formula.
+    # The error of ℓ_i: that of its own log-ratio, the shared one, and a few roundings of the formula.
     own = (slope.square() * ratio_variance + (4 * u * losses.nan_to_num()).square()).nan_to_num()
     shared = (slope.abs() * (ratio_shift + kl_error)).nan_to_num()
     weights = {"mean": 1 / max(1, int((~losses.isnan()).sum())), "sum": 1.0}
@@ -173,10 +175,11 @@ def _output_bounds(
 
 
 def _logit_sum_variance(policy: SequenceErrors, chosen: Tensor, each: int, roundoffs: tuple[float, float]) -> Tensor:
-    """Of the sum of all logits of the chosen sequences, ``each`` of every one.
+    """The variance of the sum of all logits of the chosen sequences, which have ``each`` logits each.
 
-    Added in stretches of `IN_SEQUENCE`, and their sums in stretches again: the last one's partial sums are those of the
-    whole, and the squares of the terms count once for each level. `eager` may store the sums, too.
+    Logits are added in stretches of `IN_SEQUENCE`, and the stretches' sums in stretches again. The partial sums of the
+    last level are those of the whole, and the squares of the terms count once for each level. `eager` may store the
+    sums, too.
     """
     u, stored = roundoffs
     terms = max(1, int(chosen.sum()) * each)

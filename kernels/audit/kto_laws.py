@@ -15,7 +15,7 @@ from ktonum.kernels.contract.formula import METRICS
 
 __all__ = ["KTO_LAWS"]
 
-# Inputs with one entry a sequence; the KL sequences are a batch of their own.
+# Inputs with one entry for each sequence. The KL sequences are a batch of their own.
 _BY_SEQUENCE = ("input", "target", "preference_labels", "ref_input", "ref_logps")
 _BY_TOKEN = ("input", "target", "ref_input")
 # Sums over all tokens, masked ones included.
@@ -43,7 +43,7 @@ def _split(run: Run) -> list[Run] | None:
 
 
 def _sequences_with_loss(run: Run, index: Tensor) -> int:
-    """How many sequences a mean is taken over; those without unmasked tokens have no average log-probability."""
+    """How many sequences a mean is taken over. Those without unmasked tokens have no average log-probability."""
     if not run.parameters.get("average_log_prob", False):
         return index.numel()
     target = run.inputs["target"].index_select(0, index)
@@ -56,7 +56,7 @@ def _joined(parts: Sequence[Evaluation], run: Run) -> Evaluation:
     weights = [n / sum(counts) if mean else 1.0 for n in counts]
 
     def weighted(tensors: Sequence[Tensor | None]) -> Tensor | None:
-        # A half without any loss is 0/0 alone, and takes no part.
+        # A half in which no sequence has a loss is 0/0 alone, so it is left out.
         terms = [w * t.double() for w, t in zip(weights, tensors, strict=True) if t is not None and w > 0]
         return torch.stack(terms).sum(0) if terms else None
 
@@ -100,7 +100,7 @@ def _unpermuted(parts: Sequence[Evaluation], run: Run) -> Evaluation:
 
 
 def _padded(run: Run) -> list[Run]:
-    """Three masked tokens behind every sequence."""
+    """The run with three masked tokens behind every sequence."""
     ignore_index = run.parameters.get("ignore_index", -100)
     inputs: dict[str, Any] = dict(run.inputs)
     for name in _BY_TOKEN:
@@ -121,7 +121,7 @@ def _unpadded(parts: Sequence[Evaluation], run: Run) -> Evaluation:
 
 
 def _other_masked_tokens(run: Run) -> list[Run] | None:
-    """Other hidden states where the target is masked."""
+    """The run with other hidden states where the target is masked."""
     masked = run.inputs["target"] == run.parameters.get("ignore_index", -100)
     if not bool(masked.any()):
         return None
@@ -148,7 +148,7 @@ def _one_by_one(run: Run) -> list[Run]:
 
 
 def _one_after_the_other(parts: Sequence[Evaluation], run: Run) -> Evaluation:
-    """What belongs to one sequence: its gradient, and under ``none`` its loss."""
+    """The results that belong to one sequence: its gradient, and under ``none`` its loss."""
     outputs, gradients = {}, {}
     losses, inputs = [p.outputs["loss"] for p in parts], [p.gradients["input"] for p in parts]
     if run.parameters.get("reduction") == "none":
@@ -158,7 +158,7 @@ def _one_after_the_other(parts: Sequence[Evaluation], run: Run) -> Evaluation:
 
 
 def _sequences_are_independent(parameters: Mapping[str, Any]) -> bool:
-    """A mean divides by the number of sequences, and rounds; a KL estimate is the batch's."""
+    """Whether no result depends on the batch: a mean divides by its size and rounds, a KL estimate averages over it."""
     return parameters.get("reduction") in ("none", "sum") and parameters.get("kl_from") != "sequences"
 
 

@@ -26,20 +26,20 @@ from ktonum.kernels.contract.reference import reference_kto_loss
 __all__ = ["OP"]
 
 _CONFIG = {f.name: f.default for f in fields(KTOConfig)}
-# Of the constructor, but not of the loss: results must not depend on it.
+# Parameters of the constructor on which results must not depend.
 _IMPLEMENTATION = ("chunk_size",)
 # Names of the tensors in Liger-Kernel's forward, where they differ from ours.
 _LIGER_NAMES = {"input": "_input", "weight": "lin_weight"}
-# The largest share of a sequence that is prompt, unless told otherwise.
+# The largest share of a sequence that is prompt, unless a point says otherwise.
 _MASKED = 0.3
 
 
 def _sample(draw: Draw) -> dict[str, Any]:
     """Inputs of realistic scale: logits of standard deviation 1.5, a reference model near the policy.
 
-    Parameters that only shape the inputs: ``with_bias``; ``reference_from`` (``model``, ``logps`` or ``none``);
-    ``kl_from`` (``none``, ``scalar``, ``batch`` or ``sequences``); ``masked``, the largest share of a sequence that is
-    prompt.
+    These parameters only shape the inputs: ``with_bias``; ``reference_from`` (``model``, ``logps`` or ``none``);
+    ``kl_from`` (``none``, ``scalar``, ``batch`` or ``sequences``); and ``masked``, the largest share of a sequence that
+    is prompt.
     """
     B, T, H, V = (draw.dims[k] for k in "BTHV")
     p = draw.parameters
@@ -67,7 +67,7 @@ def _sample(draw: Draw) -> dict[str, Any]:
         if "bias" in inputs:
             inputs["ref_bias"] = head(inputs["bias"], 0.1)
     elif reference == "logps":
-        # Near what a model with logits of standard deviation 1.5 gives: −log V − 1.5²/2 a token.
+        # A model with logits of standard deviation 1.5 gives about −log V − 1.5²/2 for each token.
         inputs["ref_logps"] = draw.normal(B, scale=0.3) - draw.uniform(B, low=0.9, high=1.1) * (
             (torch.tensor(float(V)).log().item() + 1.1) * (1 if p.get("average_log_prob") else T)
         )
@@ -99,7 +99,7 @@ def _named(returned: Any) -> dict[str, Tensor | None]:
         raise CandidateError(
             f"returned {type(returned).__name__}: a KTO loss returns (loss, ({', '.join(METRICS)}))"
         ) from error
-    # Only the loss is differentiated; what an implementation leaves attached to a metric is not its contract.
+    # Only the loss is differentiated. Whether a metric carries a gradient is not part of the contract.
     return {"loss": loss, **{k: None if v is None else v.detach() for k, v in named.items()}}
 
 
@@ -110,10 +110,10 @@ def _reference(*, input: Tensor, **rest: Any) -> dict[str, Tensor | None]:
 
 
 def _adapt(candidate: Any, parameters: Mapping[str, Any]) -> Callable[..., dict[str, Tensor | None]]:
-    """A class with Liger's constructor and forward as a function of the inputs.
+    """A class with Liger-Kernel's constructor and forward, as a function of the inputs.
 
-    ``compiled=False`` is passed where the constructor knows it: what is audited is the loss, not torch.compile, which
-    takes longer than the audit.
+    A constructor that takes ``compiled`` gets False, because the loss is audited and not torch.compile, which takes
+    longer than the audit.
     """
     if not callable(candidate):
         raise UsageError(f"the candidate is a {type(candidate).__name__}: name a class like LigerFusedLinearKTOLoss")
@@ -142,7 +142,7 @@ def _adapt(candidate: Any, parameters: Mapping[str, Any]) -> Callable[..., dict[
 
 
 def _as_reference(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The policy as its own reference model, so that no sigmoid saturates, whatever the logits' size."""
+    """The policy as its own reference model, so that no sigmoid saturates, however large logits are."""
     return {**inputs, **{f"ref_{k}": inputs[k] for k in ("input", "weight", "bias") if f"ref_{k}" in inputs}}
 
 
@@ -153,7 +153,7 @@ def _large_logits(inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> d
 
 
 def _sure_tokens(inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Hidden states along their target's row of the head: logits of 12 and more there, gradients near zero."""
+    """Hidden states along their targets' rows of the head: the targets' logits are 12 or more, gradients near zero."""
     weight, target = inputs["weight"].double(), inputs["target"]
     rows = weight[torch.where(target == parameters.get("ignore_index", -100), 0, target)]
     along = 12.0 * rows / rows.square().sum(-1, keepdim=True)
@@ -165,8 +165,8 @@ def _zero(name: str) -> SpecialInputs:
 
 
 def _peak_memory(dims: Mapping[str, int], parameters: Mapping[str, Any], dtype: str) -> float:
-    """What our kernels plan to take on the current GPU."""
-    # Imported late: it asks the kernels, which need Triton, and a bound is declared where a GPU is.
+    """The bytes that our kernels plan to take on the current GPU."""
+    # Imported here, because it imports the kernels, which need Triton. The bound is used only where there is a GPU.
     from ktonum.kernels.audit.planned_memory import Step, peak_memory
 
     B, T, H, V = (dims[k] for k in "BTHV")
@@ -202,7 +202,7 @@ OP = Op(
     special_inputs=_SPECIAL_INPUTS,
     reductions=("T", "H", "V"),
     peak_memory=_peak_memory,
-    # Sums over sequences of logits and of rewards, which have either sign.
+    # Sums over sequences of logits and of rewards. Both have either sign.
     cancelling=METRICS[2:],
     adapt=_adapt,
 )

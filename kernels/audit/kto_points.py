@@ -1,4 +1,4 @@
-"""Where the KTO loss is audited: a few points for every branch, the edges of tiles, and production sizes."""
+"""The points at which the KTO loss is audited: a few for every branch, the edges of tiles, and production sizes."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from ktonum.declare.edge_dims import EDGE_SIZES, edge_points
 
 __all__ = ["KTO_POINTS"]
 
-# The KL reference point is detached by definition: finite differences see the weight's influence through it, the
-# gradient does not.
+# The KL reference point is detached by definition. Finite differences include the weight's influence through it, and
+# the gradient does not.
 _DETACHED_KL = ("gradcheck",)
 _PRODUCTION = ("forward", "gradients", "determinism", "peak_memory")
-# Averages, which do not saturate the sigmoid as sums over thousands of tokens do.
+# Averages do not saturate the sigmoid; sums over thousands of tokens do.
 _AVERAGES = {"average_log_prob": True, "with_bias": True}
 _GROWING = Point({"B": 1, "T": 4, "H": 24, "V": 40}, _AVERAGES, checks=("growth",))
-# Many elements in few tiles: each draw tells much of a bias, and few are needed.
+# Many elements in few tiles: each draw says much about a bias, so few draws are needed.
 _BIASED = Point({"B": 2, "T": 16, "H": 32, "V": 64}, _AVERAGES, checks=("bias",))
-# Long runs at many sizes or draws: `_GROWING` and `_BIASED` have them.
+# Checks with long runs at many sizes or draws. Only `_GROWING` and `_BIASED` have them.
 _LONG = ("bias", "growth")
-# Checks of many runs each: in Triton's interpreter they take long. The quick profile puts them to the first point,
-# which asks for nothing that published losses lack, and to the fifth.
+# Checks of many runs each, which take long in Triton's interpreter. In the quick profile only the first point, which
+# needs nothing that published losses lack, and the fifth have them.
 _MANY_RUNS = ("gradient_subsets", "nonfinite", "upstream", "graph", "autocast", "special_values")
 _EVERY_BRANCH = (
-    # Several tiles along every dimension, none of them whole. Its finite differences alone would take a third of the
-    # audit's time; the third point's cross tiles as well.
+    # Several tiles along every dimension, the last one cut. Its finite differences alone would take a third of the
+    # audit's time, and those of the third point cross tiles as well.
     Point({"B": 3, "T": 47, "H": 136, "V": 300}, without=("gradcheck",)),
     Point(
         {"B": 4, "T": 19, "H": 40, "V": 331},
@@ -69,7 +69,7 @@ _QUICK = (
     _POINTS[0],
     *_but(_POINTS[1:4], _MANY_RUNS),
     _POINTS[4],
-    # The longest check in the interpreter: two dtypes have it here, all four in the full profile.
+    # The longest check in the interpreter. Here two dtypes have it, in the full profile all four.
     replace(_GROWING, dtypes=("bf16", "fp32")),
     _BIASED,
     *_EDGES[::2],
@@ -78,7 +78,7 @@ _QUICK = (
 _LARGER = _but(
     (
         Point({"B": 1, "T": 1, "H": 1, "V": 1}),
-        # As many tokens as sequences in a chunk: liger-kernel 0.8.2 multiplies labels along the wrong one.
+        # As many tokens as sequences in a chunk, because liger-kernel 0.8.2 multiplies labels along the wrong one.
         Point({"B": 4, "T": 4, "H": 16, "V": 24}, {"chunk_size": 4, "masked": 0.9}),
         Point({"B": 2, "T": 128, "H": 256, "V": 512}, {"with_bias": True}),
         Point({"B": 2, "T": 129, "H": 257, "V": 1025}, {"average_log_prob": True, "masked": 1.0}),

@@ -15,10 +15,10 @@ from ktonum.kernels.contract.formula import sequence_means
 
 __all__ = ["IN_SEQUENCE", "ScoredTokens", "SequenceErrors", "TokenErrors", "analysed_sequences", "analysed_tokens"]
 
-# Logits analysed at a time: half a dozen buffers of this many numbers are alive at once.
+# How many logits are analysed at a time. Half a dozen buffers of this many numbers are alive at once.
 _LOGITS_AT_ONCE = 2**26
-#: Entries of the softmax denominator, and logits of a metric, that an implementation may add one by one in the
-#: accumulator's dtype; beyond that it is expected to add partial sums.
+#: How many entries of the softmax's denominator, or logits of a metric, an implementation may add one by one in the
+#: accumulator's dtype. Of more than these it is expected to add partial sums.
 IN_SEQUENCE = 1024
 
 
@@ -34,7 +34,14 @@ class ScoredTokens:
 
 @dataclass(frozen=True)
 class SequenceErrors:
-    """Per sequence, (B,), float64: log-probability, its variance, Σ (z_y − E_p z); of all tokens Σ z, Σ z², Σ α_z²."""
+    """The analysis of each sequence, (B,), float64.
+
+    Attributes:
+        logps: Log-probability.
+        variance: Of its error.
+        shift: Σ (z_y − E_p z) over unmasked tokens.
+        logit_sum, logit_squares, logit_variance: Σ z, Σ z² and Σ α_z² over all tokens.
+    """
 
     logps: Tensor
     variance: Tensor
@@ -78,7 +85,7 @@ def analysed_tokens(head: ScoredTokens, ignore_index: int, arithmetic: Arithmeti
             variance += roundings * (unit_roundoff(arithmetic.stored) * logits).square()
             variance += (arithmetic.truncation(hidden) * products).square()
             p = logits.softmax(-1)
-            # Σ_v exp(z_v − m) added up in stretches; each exponential errs by the rounding of its argument too.
+            # Σ_v exp(z_v − m) is added up in stretches. Each exponential also errs by the rounding of its argument.
             adding = min(vocabulary, IN_SEQUENCE) / 3 + vocabulary / IN_SEQUENCE / 3
             logsumexp = logits.logsumexp(-1, keepdim=True)
             argument = (p * (2 + (logits - logsumexp).abs())).square().sum(-1)

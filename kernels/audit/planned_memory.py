@@ -1,7 +1,7 @@
 """How much device memory a forward and backward take beside their inputs, added up from what the kernels plan.
 
-Large tensors alone are listed; the many small ones are granted so many bytes a token and a step. What `ktonum bench`
-measured on an H100 is within 5 MiB of the large ones' sum at every size
+The sum lists the large tensors. For the many small ones it adds a number of bytes for each token and each step. The
+peaks that `ktonum bench` measured on an H100 are within 5 MiB of the large tensors' sum at every size
 (`tests/kto_kernels/audit/test_planned_memory.py`).
 """
 
@@ -19,11 +19,11 @@ from ktonum.kernels.device.slabs import DEFAULT_WORKSPACE, row_stride
 
 __all__ = ["Step", "peak_memory"]
 
-# Statistics are 32 bytes, places, sorted targets and coefficients 28 to 36, sorting takes as much again.
+# Statistics are 32 bytes; places, sorted targets and coefficients are 28 to 36; sorting takes as much again.
 _BYTES_A_TOKEN = 128
-# Scalars, sums of sequences, the allocator's rounding.
+# Scalars, sums over sequences, and what the allocator rounds up.
 _SMALL = 4 * 2**20
-# Stretches of column sums of a head, of the policy's and the reference's.
+# Stretches of the column sums of two heads, the policy's and the reference's.
 _COLUMN_SUMS = 2 * 64
 
 
@@ -32,12 +32,12 @@ class Step:
     """A forward and backward with all three gradients.
 
     Attributes:
-        tokens: B·T, masked ones among them.
+        tokens: B·T, masked ones included.
         hidden: H.
         vocabulary: V.
         dtype: Of the inputs.
-        packed: Whether tokens are masked, so that the others' hidden states are copied.
-        descriptors: Whether tiles of 16-bit operands are loaded through descriptors: on Hopper, where rows are
+        packed: Whether tokens are masked, so that the hidden states of the others are copied.
+        descriptors: Whether tiles of 16-bit operands are loaded through descriptors. They are on Hopper if rows are
             multiples of 16 bytes.
         workspace: As given to the loss.
     """
@@ -56,14 +56,14 @@ def peak_memory(step: Step) -> int:
     N, H, V = step.tokens, step.hidden, step.vocabulary
     size, wide = step.dtype.itemsize, accumulator_dtype(step.dtype).itemsize
     everything = N * row_stride(V) * size
-    # What is computed again takes its slabs from the same workspace.
+    # Slabs that are computed again lie in the same workspace.
     exponentials = min(everything, step.workspace)
     gradients = V * H * size + V * (size + wide)
     tiles = -(-V // block_sizes(step.dtype, descriptors=step.descriptors).columns)
     forward = 2 * tiles * N * wide
     if size > 2 and exponentials < everything:
         forward += LOGITS_AT_A_TIME
-    # Hidden states weighted, or in their place the input's gradient; and its sums.
+    # The weighted hidden states, or in their place the input's gradient; and the sums for that gradient.
     backward = N * H * (size + wide)
     if not step.descriptors:
         # A product's result beside the one before it.

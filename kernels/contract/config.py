@@ -18,19 +18,19 @@ Reduction = Literal["mean", "sum", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class KTOConfig:
-    """What a KTO loss is computed with, apart from tensors.
+    """The parameters of a KTO loss, apart from tensors.
 
     Attributes:
         loss_type: ``kto`` or ``apo_zero_unpaired``; the latter uses no KL reference point.
         beta: Temperature of the implied reward; finite.
         desirable_weight: λ_D, multiplies the losses of desirable (label true) sequences.
         undesirable_weight: λ_U, multiplies the losses of undesirable sequences.
-        ignore_index: Target value that marks a token as no part of the completion.
+        ignore_index: Target value of the tokens that are not part of the completion.
         average_log_prob: Divide a sequence's log-probability by its number of unmasked tokens.
         reduction: ``mean`` (over sequences), ``sum``, or ``none`` for losses of shape (B,).
 
     Raises:
-        InputError: A value is none of those accepted.
+        InputError: A value is not accepted; the message says which are.
     """
 
     loss_type: LossType = "kto"

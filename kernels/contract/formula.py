@@ -48,8 +48,8 @@ METRICS = (
 def sequence_means(token_sums: Tensor, counts: Tensor, config: KTOConfig) -> Tensor:
     """Log-probability of each sequence, (B,), from its sum over unmasked tokens and their number.
 
-    With ``average_log_prob`` a sequence without unmasked tokens has none: NaN, as in TRL. It is written as a constant
-    so that no gradient flows: TRL's 0/0 would turn every weight gradient into NaN.
+    With ``average_log_prob`` a sequence without unmasked tokens has none, so it gets NaN, as in TRL. The NaN is a
+    constant, so that no gradient flows: TRL's 0/0 would turn every gradient of the weight into NaN.
     """
     if not config.average_log_prob:
         return token_sums
@@ -84,17 +84,17 @@ def kto_losses(
     if kl is not None and config.loss_type == "kto":
         ratios = ratios - kl
     margins = config.beta * torch.where(labels, ratios, -ratios)
-    # Filled in the margins' dtype: `torch.where` of two Python numbers would round them to float32 on the way.
+    # Filled in, because `torch.where` of two Python numbers would round them to float32.
     weights = torch.full_like(margins, config.undesirable_weight).masked_fill(labels, config.desirable_weight)
-    # 1 − σ(z) = σ(−z). Autograd's derivative of a sigmoid y is y (1 − y), which cancels where y is near 1: each side of
-    # zero uses the sigmoid that is small there, for the value (σ(−z) at z > 0) and for the derivative (both).
+    # 1 − σ(z) = σ(−z). Autograd's derivative of a sigmoid y is y (1 − y), which cancels where y is near 1. So each side
+    # of zero uses the sigmoid that is small there: for the value where z > 0, and for the derivative on both sides.
     return weights * torch.where(margins > 0, torch.sigmoid(-margins), 1 - torch.sigmoid(margins))
 
 
 def reduce_losses(losses: Tensor, config: KTOConfig) -> Tensor:
-    """``losses`` reduced as asked; sequences that have no loss (NaN, see `sequence_means`) do not take part.
+    """``losses`` reduced as ``config`` says, without the sequences that have no loss (NaN, see `sequence_means`).
 
-    TRL reduces with ``losses.nanmean()``; under ``none`` they stay NaN.
+    TRL reduces with ``losses.nanmean()``. Under ``none`` such losses stay NaN.
     """
     if config.reduction == "none":
         return losses

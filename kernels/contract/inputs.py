@@ -1,7 +1,7 @@
-"""What a KTO loss accepts, checked before any kernel runs.
+"""What a KTO loss accepts; it is checked before any kernel runs.
 
-Structure (shapes, dtypes, devices, what excludes what) costs no device synchronisation. Values (targets inside the
-vocabulary, something left after masking, finite numbers) need one.
+Checking the structure (shapes, dtypes, devices, which tensors exclude each other) does not synchronise with the device.
+Checking values (targets inside the vocabulary, at least one unmasked token, finite numbers) does.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class KTOInputs:
         ref_input: Reference hidden states, (B, T, H'); H' and the dtype may differ from the policy's.
         ref_weight: Reference head, (V, H').
         ref_bias: Reference head's bias, (V,).
-        ref_logps: Instead of a reference model, its log-probabilities of the sequences, (B,), floating.
+        ref_logps: Log-probabilities of the sequences under a reference model, (B,), floating; in place of the model.
         kl: The KL reference point, a scalar, (1,) or (B,), floating. No gradient flows into it.
-        kl_input: Instead of ``kl``, policy hidden states of the mismatched sequences, (B', T', H).
+        kl_input: Policy hidden states of the mismatched sequences, (B', T', H); in place of ``kl``.
         kl_target: Their targets, (B', T').
         kl_ref_input: Reference hidden states of the mismatched sequences, (B', T', H').
-        kl_ref_logps: Instead of those, their reference log-probabilities, (B',).
+        kl_ref_logps: Their log-probabilities under a reference model, (B',); in place of ``kl_ref_input``.
     """
 
     input: Tensor
@@ -65,10 +65,10 @@ _NAMES = tuple(f.name for f in fields(KTOInputs))
 
 
 def check_structure(inputs: KTOInputs, config: KTOConfig) -> None:
-    """Shapes, dtypes, devices and combinations; no device synchronisation.
+    """Check shapes, dtypes, devices and combinations, without synchronising with the device.
 
     Raises:
-        InputError: Naming the argument, what was given and what is accepted.
+        InputError: An argument does not fit; the message says which, what was given and what is accepted.
     """
     _require_tensors(inputs)
     _check_combinations(inputs, config)
@@ -79,7 +79,8 @@ def check_structure(inputs: KTOInputs, config: KTOConfig) -> None:
     _check("target", inputs.target, (batch, tokens), _INTEGER)
     _check("preference_labels", inputs.preference_labels, (batch,), (torch.bool,))
     if inputs.ref_input is not None and inputs.ref_weight is not None:
-        # The bias comes last, held to the policy's vocabulary: it is not to blame for a head of another size.
+        # The bias comes last and is compared with the policy's vocabulary: if the head has another size, the error must
+        # name the head.
         _check_head("ref_input", inputs.ref_input, "ref_weight", inputs.ref_weight, "ref_bias", None)
         _check("ref_input", inputs.ref_input, (batch, tokens, inputs.ref_input.shape[-1]), _FLOATING)
         _check("ref_weight", inputs.ref_weight, (vocabulary, inputs.ref_input.shape[-1]), _FLOATING)
@@ -112,10 +113,11 @@ def check_structure(inputs: KTOInputs, config: KTOConfig) -> None:
 
 
 def check_targets(target: Tensor, vocabulary: int, config: KTOConfig, name: str = "target") -> None:
-    """Every target is in [0, V) or the ``ignore_index``. Synchronises with the device.
+    """Check that every target is in [0, V) or the ``ignore_index``. Synchronises with the device.
 
     Raises:
-        InputError: With the first offending value and its place; or everything is masked and an average was asked for.
+        InputError: A target is not; the message has the first such value and its place. Or an average was asked for and
+            everything is masked.
     """
     unmasked = target != config.ignore_index
     wrong = unmasked & ((target < 0) | (target >= vocabulary))
@@ -133,19 +135,19 @@ def check_targets(target: Tensor, vocabulary: int, config: KTOConfig, name: str 
 
 
 def check_finite(inputs: KTOInputs) -> None:
-    """No NaN or infinity in any floating tensor. Synchronises with the device.
+    """Check that no floating tensor has a NaN or an infinity. Synchronises with the device.
 
     Raises:
-        InputError: With the tensor's name and the first offending index.
+        InputError: One has; the message has its name and the first such index.
     """
     refuse_nonfinite(**inputs.tensors())
 
 
 def refuse_nonfinite(**tensors: Tensor | None) -> None:
-    """Name the first NaN or infinity of ``tensors``, if there is one. Synchronises with the device.
+    """Check that ``tensors`` have no NaN or infinity. Synchronises with the device.
 
     Raises:
-        InputError: With the tensor's name and the index.
+        InputError: One has; the message has its name and the first such index.
     """
     for name, tensor in tensors.items():
         if tensor is not None and not bool((finite := tensor.isfinite()).all()):
@@ -178,7 +180,7 @@ def _require_tensors(inputs: KTOInputs) -> None:
 
 
 def _check_combinations(inputs: KTOInputs, config: KTOConfig) -> None:
-    """What must come together and what excludes what."""
+    """Check which tensors come together, and which exclude each other."""
     given = inputs.tensors()
 
     def together(first: str, second: str) -> None:
@@ -215,7 +217,7 @@ def _check_combinations(inputs: KTOInputs, config: KTOConfig) -> None:
 def _check_head(
     input_name: str, input: Tensor, weight_name: str, weight: Tensor, bias_name: str, bias: Tensor | None
 ) -> tuple[int, int, int]:
-    """Hidden states against the head that projects them; returns their (batch, tokens, hidden)."""
+    """Check hidden states against the head that projects them, and return their (batch, tokens, hidden)."""
     for name, tensor, rank, letters in ((input_name, input, 3, "(B, T, H)"), (weight_name, weight, 2, "(V, H)")):
         if tensor.dim() != rank:
             raise InputError(f"{name} has shape {tuple(tensor.shape)}: pass {letters}")

@@ -1,4 +1,4 @@
-"""The interface that KTO losses share: Liger-Kernel's constructor and ``forward``, and what they lack as keywords."""
+"""The interface of all KTO losses: Liger-Kernel's constructor and ``forward``, with keywords for what it lacks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ktonum.kernels.contract.inputs import KTOInputs
 
 __all__ = ["KTOLoss", "cast_for_autocast"]
 
-# What `linear` would cast; everything else is (B,)-sized or integer.
+# What autocast casts for `linear`. Everything else has B elements, or is integer.
 _CAST = ("input", "weight", "bias", "ref_input", "ref_weight", "ref_bias", "kl_input", "kl_ref_input")
 
 
 def cast_for_autocast(inputs: KTOInputs) -> KTOInputs:
-    """Hidden states, heads and biases in autocast's dtype, where autocast is on; float64 stays, as autocast has it."""
+    """``inputs`` with hidden states, heads and biases in autocast's dtype, if it is on; float64 stays, as in torch."""
     if not isinstance(inputs.input, Tensor) or not torch.is_autocast_enabled(inputs.input.device.type):
         return inputs
     dtype = torch.get_autocast_dtype(inputs.input.device.type)
@@ -34,12 +34,12 @@ def cast_for_autocast(inputs: KTOInputs) -> KTOInputs:
 class KTOLoss(torch.nn.Module):
     """A KTO loss with the constructor and ``forward`` of Liger-Kernel's ``LigerFusedLinearKTOLoss``.
 
-    Subclasses say in `compute` how.
+    A subclass computes the loss in `compute`.
 
     Args:
         ignore_index, beta, average_log_prob, loss_type, desirable_weight, undesirable_weight, reduction: See
             `KTOConfig`.
-        compiled, chunk_size: Liger's; accepted and without effect, for results never depend on them here.
+        compiled, chunk_size: Arguments of Liger-Kernel. They are accepted and have no effect.
         use_ref_model: Whether ``forward`` uses the reference model's tensors, or ``ref_logps``.
     """
 
@@ -70,7 +70,7 @@ class KTOLoss(torch.nn.Module):
         )
 
     def compute(self, inputs: KTOInputs) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The loss and the six metrics; inputs are unchecked, but cast for autocast."""
+        """The loss and the six metrics. ``inputs`` are cast for autocast, but not checked."""
         raise NotImplementedError
 
     def forward(
@@ -113,7 +113,7 @@ class KTOLoss(torch.nn.Module):
             warnings.warn(
                 f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} not used, since use_ref_model=False "
                 f"(Liger's default); construct the loss with use_ref_model=True to use the reference model",
-                # The caller of the module, past torch's own two frames.
+                # The line that calls the module; two frames of torch lie between.
                 stacklevel=4,
             )
             reference = dict.fromkeys(reference)

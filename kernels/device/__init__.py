@@ -1,5 +1,5 @@
-"""Triton kernels on plain tensors, and what launches them; nothing here knows of autograd or of models.
+"""Triton kernels on plain tensors, and the functions that launch them. Nothing here knows of autograd or of models.
 
-Each folder has device code in `kernels` beside the host code in `launch`. `hardware` says what the device can do,
-`block_sizes` has the tile shapes, `slabs` says which exponentials are stored, `trace` records what is launched.
+In each folder `kernels` is device code, and `launch` is the host code that launches it. `hardware` says what the device
+can do, `block_sizes` has the tile shapes, `slabs` says which exponentials are stored, `trace` records what is launched.
 """

@@ -1,4 +1,4 @@
-"""The backward's two matrix products, accumulated in float32 or better whatever the process's global switches say."""
+"""The backward's two matrix products. They accumulate in float32 or better, whatever the process's switches say."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @contextmanager
 def full_precision_products(device: torch.device, *, allow_tf32: bool) -> Iterator[None]:
-    """Within: cuBLAS neither uses TF32 (unless asked) nor reduces split-K partial sums in 16 bits; autocast is off.
+    """Within it, cuBLAS uses TF32 only if ``allow_tf32``, adds split-K partial sums in float32, and autocast is off.
 
-    Both are switches of the process; 16-bit reduction is torch's default, and users turn TF32 on for their models.
+    TF32 and the dtype of partial sums are switches of the process. torch's default adds partial sums in 16 bits, and
+    users turn TF32 on for their models.
     """
     with torch.autocast(device.type, enabled=False):
         if device.type != "cuda":

@@ -3,7 +3,7 @@
     with trace.recorded() as launches:
         loss, metrics = fused_linear_kto_loss(inputs)
 
-It is for tests, and for whoever asks what a step costs. While nobody records, `note` only looks at an empty list.
+It serves tests, and anybody who asks what a step costs. While nobody records, `note` only looks at an empty list.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """TRL's published KTO loss as a candidate: ``KTOTrainer`` itself, run on given hidden states and a given head.
 
 Hugging Face's trainer takes a language model and token ids. Here its own ``compute_loss`` runs on a model whose
-backbone answers with the caller's hidden states, and whose head, patched by TRL's own ``add_fused_lm_head``, is the
-caller's weight. All arithmetic is TRL's; this file only hands tensors over and metrics back. Written against trl 1.16
+backbone returns the caller's hidden states. The model's head is the caller's weight, patched by TRL's own
+``add_fused_lm_head``. All arithmetic is TRL's. This file only passes tensors in and metrics out. Written for trl 1.16
 (https://github.com/huggingface/trl, ``trl/trainer/kto_trainer.py`` and ``trl/trainer/utils.py``).
 """
 
@@ -24,16 +24,16 @@ from ktonum.kernels.contract.inputs import KTOInputs, check_structure
 
 __all__ = ["TRLKTOLoss"]
 
-# Which of the batch's two sets of sequences a call of the backbone is for. KTOTrainer hands the entry for the KL
-# sequences to the model under the same keyword as that for the sequences themselves.
+# They tell the backbone which of the batch's two sets of sequences a call is for. KTOTrainer passes both to the model
+# under the same keyword.
 _SEQUENCES, _KL_SEQUENCES = "sequences", "kl"
 
 
 class _HeadModel(torch.nn.Module):
-    """What ``add_fused_lm_head`` and ``KTOTrainer`` need of a causal language model, around tensors set from outside.
+    """What ``add_fused_lm_head`` and ``KTOTrainer`` need from a causal language model, around the caller's tensors.
 
-    Neither weight nor bias is a `torch.nn.Parameter` of this module: the caller's tensors are used as they are, so that
-    nothing is copied and gradients arrive where the caller looks for them.
+    Neither weight nor bias is a `torch.nn.Parameter` of this module. The caller's tensors are used as they are, so that
+    nothing is copied, and gradients arrive at the caller's tensors.
     """
 
     is_gradient_checkpointing = False
@@ -46,7 +46,7 @@ class _HeadModel(torch.nn.Module):
         self.config = SimpleNamespace(get_text_config=SimpleNamespace)
 
     def hold(self, weight: Tensor, bias: Tensor | None, sequences: Tensor | None, kl_sequences: Tensor | None) -> None:
-        """Answer with these hidden states, (B, T, H), and this head until the next call."""
+        """Use these hidden states, (B, T, H), and this head until the next call."""
         self.head.weight, self.head.bias = weight, bias
         named = {_SEQUENCES: sequences, _KL_SEQUENCES: kl_sequences}
         self.hidden = {name: states for name, states in named.items() if states is not None}
@@ -56,8 +56,9 @@ class _HeadModel(torch.nn.Module):
         self.hidden, self.head.weight, self.head.bias = {}, None, None
 
     def base_model(self, *, token_type_ids: str, **_: object) -> SimpleNamespace:
-        """The backbone: the hidden states held, (B, T + 1, H)."""
-        # TRL scores label t + 1 with hidden state t and drops the last state: one more, never read, lets all T count.
+        """The backbone: it returns the hidden states, (B, T + 1, H)."""
+        # TRL scores label t + 1 with hidden state t and drops the last state. With one more state, which it never
+        # reads, all T states count.
         return SimpleNamespace(last_hidden_state=torch.nn.functional.pad(self.hidden[token_type_ids], (0, 0, 0, 1)))
 
     def get_output_embeddings(self) -> SimpleNamespace:
@@ -72,9 +73,9 @@ class _HeadModel(torch.nn.Module):
 class TRLKTOLoss(torch.nn.Module):
     """TRL's KTO loss behind the interface of Liger-Kernel's ``LigerFusedLinearKTOLoss``, as far as TRL has it.
 
-    TRL has no ``average_log_prob`` and no reduction but the mean, hence no such keywords. It computes in float32 from
-    logits of the inputs' dtype, whatever that is. A single ``kl`` >= 0 reaches its code as the reference's
-    log-probability −kl of one KL sequence without tokens, whose policy log-probability is 0.
+    TRL has neither ``average_log_prob`` nor a reduction other than the mean, so there are no such keywords. It computes
+    in float32, from logits of the inputs' dtype. A single ``kl`` >= 0 reaches its code as one KL sequence without
+    tokens: the policy's log-probability of that is 0, and the reference's is −kl.
 
     Args:
         ignore_index: Target value that marks a token as no part of the completion; becomes TRL's completion mask.
@@ -83,12 +84,12 @@ class TRLKTOLoss(torch.nn.Module):
             precomputed reference log-probabilities are 0 here.
 
     Raises:
-        InputError: A parameter is none of those accepted.
+        InputError: A parameter is not accepted.
         UsageError: TRL, or something that it imports, is not installed.
     """
 
-    #: Which of Liger's six metrics TRL reports; in the result the others are None. TRL's logits metric is a mean over
-    #: unmasked tokens, not Liger's sum over all of them.
+    #: Which of Liger-Kernel's six metrics TRL reports. The others are None in the result: TRL's metric of logits is a
+    #: mean over unmasked tokens, where Liger-Kernel's is a sum over all of them.
     metrics: ClassVar[tuple[str, ...]] = (
         "chosen_logps_sum",
         "rejected_logps_sum",
@@ -116,10 +117,11 @@ class TRLKTOLoss(torch.nn.Module):
         )
         trainer_class, add_fused_lm_head = _trl()
         self._policy, self._reference = _HeadModel(), _HeadModel()
-        # The trainer's own choice of outputs: they cost time in its forward pass.
+        # The outputs that the trainer itself asks for, because they cost time in its forward pass.
         add_fused_lm_head(self._policy, outputs=("log_probs", "entropy", "mean_logits"))
         add_fused_lm_head(self._reference)
-        # Its constructor wants a data set, a tokenizer and an output folder; its loss wants only what follows.
+        # The trainer's constructor needs a data set, a tokenizer and an output folder. Its loss needs only what
+        # follows.
         trainer = object.__new__(trainer_class)
         trainer.model, trainer.ref_model = self._policy, self._reference
         trainer.args = SimpleNamespace(gradient_checkpointing_kwargs=None, max_length=None)
@@ -154,7 +156,7 @@ class TRLKTOLoss(torch.nn.Module):
             float32 scalars, None for those that `metrics` lacks.
 
         Raises:
-            InputError: An argument does not fit, or TRL has nothing that takes it.
+            InputError: An argument does not fit, or TRL cannot take it.
         """
         if self.use_ref_model and ref_input is None and ref_logps is None:
             raise InputError("use_ref_model=True needs ref_input and ref_weight, or ref_logps; none was given")
@@ -186,7 +188,7 @@ class TRLKTOLoss(torch.nn.Module):
             self._reference.release()
 
     def _compute(self, inputs: KTOInputs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """One call of ``KTOTrainer.compute_loss`` and what it logged."""
+        """The result of ``KTOTrainer.compute_loss``, and the metrics that it logged."""
         trainer, device = self._trainer, inputs.input.device
         trainer.accelerator = SimpleNamespace(
             device=device, gather_for_metrics=lambda tensor: tensor, autocast=nullcontext, unwrap_model=lambda m: m
@@ -216,7 +218,7 @@ class TRLKTOLoss(torch.nn.Module):
         counts = {"chosen": desirable, "rejected": inputs.preference_labels.numel() - desirable}
 
         def total(name: str, label: str) -> Tensor:
-            # Logged as a mean in Python's float64, from which the float32 sum comes back exactly.
+            # TRL logs a mean as a Python number in float64, which gives the float32 sum back exactly.
             means = logged.get(f"{name}/{label}", [0.0])
             return torch.tensor(means[-1] * counts[label], dtype=torch.float32, device=device)
 
@@ -245,8 +247,8 @@ class TRLKTOLoss(torch.nn.Module):
 
     def _sequence_logps(self, batch: dict[str, Any]) -> Tensor:
         """The reference model's log-probabilities, (B,), by the trainer's own scoring of a batch."""
-        # Of the trainer's two ways, `compute_ref_log_probs` names no token types and so cannot tell the sequences
-        # apart; this one can, and takes the sequences as if they were KL sequences.
+        # The trainer's `compute_ref_log_probs` passes no token types, so it cannot tell the sequences apart. Its
+        # function for KL sequences can; it takes the sequences as if they were KL sequences.
         scored = {f"KL_{k}": batch[k] for k in ("input_ids", "attention_mask", "completion_mask", "token_type_ids")}
         logps: Tensor = self._trainer._compute_kl_logps(self._reference, scored)
         return logps
@@ -267,7 +269,7 @@ def _trl() -> tuple[Any, Any]:
 
 
 def _check_accepted(inputs: KTOInputs) -> None:
-    """What a KTO loss may be given and TRL's trainer has no place for."""
+    """Refuse what a KTO loss accepts but TRL's trainer cannot take."""
     if inputs.kl is not None and inputs.kl.numel() != 1:
         raise InputError(
             f"kl has shape {tuple(inputs.kl.shape)}: TRL has one KL reference point a batch; pass a scalar"

@@ -6,7 +6,7 @@ loss uses this one everywhere else. `test_every_configuration` in ``tests/kto_ke
 compares the two on every pair of parameters.
 """
 
-# Triton reads the annotations of jitted functions; they must stay objects, so no postponed evaluation here.
+# Triton reads the annotations of jitted functions as objects, so their evaluation is not postponed in this module.
 import triton
 import triton.language as tl
 
@@ -37,9 +37,9 @@ def formula_kernel(
     """Losses λ σ(−m) with m = ±β (r − z_0), reduced; their slopes; and six sums. One program.
 
     ``policy``, ``reference``, ``kl`` and ``logit_sum`` are float64, (batch,), ``kl`` with a stride of 0 or 1; ``label``
-    is uint8. ``slope`` is ∂loss/∂policy, float64. REDUCTION is that of `KTOConfig`; with SKIP_NAN sequences without a
-    loss take no part in it. β and the weights are the bits of float64 numbers: a float handed to a kernel arrives as
-    float32.
+    is uint8. ``slope`` gets ∂loss/∂policy, float64. REDUCTION is that of `KTOConfig`; with SKIP_NAN it leaves out
+    sequences without a loss. β and the weights come as the bits of float64 numbers, because a float that is handed to a
+    kernel arrives as float32.
     """
     b = beta.to(tl.int64).to(tl.float64, bitcast=True)
     desirable = desirable_weight.to(tl.int64).to(tl.float64, bitcast=True)

@@ -18,7 +18,7 @@ __all__ = ["FormulaInputs", "formula"]
 
 @dataclass(frozen=True)
 class FormulaInputs:
-    """What the formula takes; log-probabilities are per sequence, float64.
+    """What the formula takes. Log-probabilities are of sequences, float64.
 
     Attributes:
         policy: (B,).

@@ -7,12 +7,12 @@ With p = softmax(z) and c_t = ∂L/∂log π(y_t), the gradients are
     ∂L/∂b_v = Σ_{t: y_t = v} c_t (1 − p_tv) − Σ_{t: y_t ≠ v} p_tv c_t
 
 A slab (all tokens, some vocabulary columns) holds e_tv, zero at the targets, with p_tv = f_t e_tv for a factor f_t of
-the row: the only place where anything of the logits' size is stored. The targets' terms, a_t = c_t (1 − p_{t,y_t}),
-join unrounded: in a 16-bit slab c_t, one value for a whole sequence, would be rounded, and 1 − p would go to 1 whenever
-p < 2^-9. Neither averages out: bf16 gradients came out 0.2 % too long or too short.
+the row. Nothing else of the logits' size is stored. The targets' terms, a_t = c_t (1 − p_{t,y_t}), are added unrounded.
+In a 16-bit slab c_t, one value for a whole sequence, would be rounded, and 1 − p would round to 1 whenever p < 2^-9.
+Neither error averages out: bf16 gradients came out 0.2 % too long or too short.
 """
 
-# Triton reads the annotations of jitted functions; they must stay objects, so no postponed evaluation here.
+# Triton reads the annotations of jitted functions as objects, so their evaluation is not postponed in this module.
 import triton
 import triton.language as tl
 
@@ -31,9 +31,9 @@ __all__ = [
 def stretch_bounds_kernel(
     target_ptr, bound_ptr, count, stretches, vocabulary, steps, STRETCH: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """How many of the sorted targets are below each multiple of STRETCH, the last one cut at the vocabulary; int64.
+    """How many of the sorted targets are below each multiple of STRETCH, and below the vocabulary's size; int64.
 
-    By bisection, in as many steps as ``count`` has bits.
+    It bisects, in as many steps as ``count`` has bits.
     """
     edges = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     edge = tl.minimum(edges.to(tl.int64) * STRETCH, vocabulary)
@@ -99,8 +99,9 @@ def weight_gradient_kernel(
     """grad_w_v = scale Σ_t e_tv (−f_t c_t x_t / scale) + Σ_{t: y_t = v} a_t x_t for a slab's columns v, rounded once.
 
     ``slab`` (rows, columns), ``weighted_input`` (rows, hidden) and ``grad_rows`` (columns, hidden) are tensor
-    descriptors; ``input``, (rows, hidden), has hidden stride 1. ``target`` is sorted, ``order`` holds the rows it came
-    from, and ``bound`` where the targets of each BLOCK_COLUMNS-wide stretch of the vocabulary begin, and the last ends.
+    descriptors; ``input``, (rows, hidden), has hidden stride 1. ``target`` is sorted, and ``order`` holds the rows it
+    came from. ``bound`` says where the targets of each BLOCK_COLUMNS-wide stretch of the vocabulary begin, and where
+    those of the last one end.
     """
     column_tiles = tl.cdiv(column_count, BLOCK_COLUMNS)
     hidden_tiles = tl.cdiv(hidden, BLOCK_HIDDEN)
@@ -206,7 +207,7 @@ def add_target_terms_kernel(
     """grad_weight[v − first_target] += Σ_{t: y_t = v} a_t x_t for coefficients a, in the accumulator's dtype.
 
     ``target`` is sorted and ``order`` holds the rows it came from. A program adds up the targets whose first place is
-    in its block, in the order of their rows: no atomics, so results are deterministic.
+    in its block, in the order of their rows. It needs no atomics, so results are deterministic.
     """
     block = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
     offsets = tl.program_id(1) * BLOCK_HIDDEN + tl.arange(0, BLOCK_HIDDEN)
@@ -225,10 +226,10 @@ def add_target_terms_kernel(
     x = tl.load(
         input_ptr + rows[:, None] * stride_input_row + steps, mask=present[:, None] & inside[None, :], other=0.0
     )
-    # One row a place: the sum over the block's places of the same target, as a product with a matrix of 0 and 1.
+    # Each place gets the sum over the block's places that have its target, as a product with a matrix of 0 and 1.
     same = (target[:, None] == target[None, :]).to(ACCUMULATOR)
     total = tl.dot(same, a[:, None] * x.to(ACCUMULATOR), input_precision="ieee", out_dtype=ACCUMULATOR)
-    # The last target may go on behind the block.
+    # The last target may have further places behind the block.
     last = tl.load(target_ptr + tl.minimum(block + BLOCK_ROWS, row_count) - 1)
     starts_here = tl.max((first & (target == last)).to(tl.int32), axis=0) == 1
     rest = tl.zeros((BLOCK_HIDDEN,), dtype=ACCUMULATOR)

@@ -24,9 +24,9 @@ from ktonum.kernels.device.trace import note
 
 __all__ = ["WIDE_ROWS", "Rows", "SortedTargets", "bias_gradient", "input_gradient", "weight_gradient"]
 
-#: Rows of the weight's gradient that exist in the accumulator's dtype at a time: 128 MiB at hidden size 4096.
+#: How many rows of the weight's gradient exist in the accumulator's dtype at a time: 128 MiB at hidden size 4096.
 WIDE_ROWS = 8192
-# Vocabulary entries that share a bound of `SortedTargets`.
+# How many vocabulary entries share a bound of `SortedTargets`.
 _STRETCH = WEIGHT_GRADIENT.columns
 
 
@@ -36,8 +36,8 @@ class SortedTargets:
 
     Attributes:
         target: Sorted, (N,), int32.
-        order: The row that each came from, (N,), int64; rows of one target in their own order.
-        bounds: Where the targets of each stretch of the vocabulary begin, and where the last ends.
+        order: The row that each target came from, (N,), int64; rows of one target are in their own order.
+        bounds: Where the targets of each stretch of the vocabulary begin, and where those of the last one end.
     """
 
     target: Tensor
@@ -47,7 +47,7 @@ class SortedTargets:
     @classmethod
     def of(cls, target: Tensor, vocabulary: int) -> SortedTargets:
         """Sort ``target``, (N,)."""
-        # Sorting takes a pass for each byte.
+        # In 32 bits, because sorting takes a pass for each byte.
         in_order, order = torch.sort(target.int(), stable=True)
         stretches = cdiv(vocabulary, _STRETCH)
         bounds = torch.empty(stretches + 1, dtype=torch.int64, device=target.device)
@@ -68,13 +68,13 @@ class SortedTargets:
 
 @dataclass(frozen=True)
 class Rows:
-    """What the gradients need of each token.
+    """What the gradients need from each token.
 
     Attributes:
         input: x, (N, H), any strides.
         target: y, (N,), int64, contiguous.
         targets: The rows by target.
-        coefficients: What it counts.
+        coefficients: How much it counts.
     """
 
     input: Tensor
@@ -89,16 +89,16 @@ def weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_input: T
     Args:
         grad_rows: The slab's rows of the weight's gradient, (columns, H), contiguous.
         slab, rows: See there.
-        weighted_input: −f_t c_t x_t / scale in the hidden states' dtype, (N, H); or x_t, where that factor is in the
-            slab already.
+        weighted_input: −f_t c_t x_t / scale in the hidden states' dtype, (N, H); or x_t, if the slab has been
+            multiplied by that factor.
     """
     e, x = slab.exponentials, rows.input
     if e.shape[0] and serves_descriptors(e, weighted_input, grad_rows) and x.stride(1) == 1:
         _fused_weight_gradient(grad_rows, slab, rows, weighted_input)
         return
     for start in range(0, e.shape[1], WIDE_ROWS):
-        # Complete in the accumulator's dtype, so that it is rounded once: rounding the product before the targets'
-        # terms are added doubled the error of float16's subnormal gradients.
+        # All terms are added in the accumulator's dtype, so that the sum is rounded once. Rounding the product before
+        # the targets' terms were added doubled the error of float16's subnormal gradients.
         part = e[:, start : start + WIDE_ROWS]
         total = product(part.t(), weighted_input)
         note("weight_product", e.dtype, rows=e.shape[0], columns=part.shape[1], hidden=x.shape[1])
@@ -111,7 +111,7 @@ def _fused_weight_gradient(grad_rows: Tensor, slab: Slab, rows: Rows, weighted_i
     (count, columns), hidden = slab.exponentials.shape, grad_rows.shape[1]
     blocks = WEIGHT_GRADIENT
     tiles = cdiv(columns, blocks.columns) * cdiv(hidden, blocks.hidden)
-    # The interpreter truncates on a cast to bfloat16.
+    # The interpreter truncates where it should round to bfloat16, so torch rounds its result.
     written = torch.empty_like(grad_rows, dtype=rows.coefficients.scale.dtype) if INTERPRETED else grad_rows
     weight_gradient_kernel[(programs(grad_rows.device, tiles, persistent=True),)](
         TensorDescriptor.from_tensor(slab.exponentials, [blocks.rows, blocks.columns]),
@@ -203,7 +203,7 @@ def input_gradient(grad: Tensor, places: Tensor, sums: Tensor, weight: Tensor, r
     """
     count, hidden = sums.shape
     block_rows, block_hidden = (64, 256) if INTERPRETED else (4, 512)
-    # The interpreter truncates on a cast to bfloat16.
+    # The interpreter truncates where it should round to bfloat16, so torch rounds its result.
     written = torch.zeros_like(grad, dtype=sums.dtype) if INTERPRETED else grad
     finish_input_gradient_kernel[(cdiv(count, block_rows), cdiv(hidden, block_hidden))](
         sums,

@@ -1,1 +1,1 @@
-"""Tiles of logits, of which only softmax statistics and, where asked for, exponentials are stored."""
+"""Tiles of logits, of which only softmax statistics and, if the caller wants them, exponentials are stored."""

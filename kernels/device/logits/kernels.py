@@ -1,11 +1,11 @@
-"""Triton: tiles of logits, of which only softmax statistics and, where asked for, exponentials are stored.
+"""Triton: tiles of logits, of which only softmax statistics and, if the caller wants them, exponentials are stored.
 
-The product of hidden states and head is fused with what the softmax needs of its tile. Tiles are independent, so the
-grid fills the GPU whatever the token count, and the reduction over tiles runs in a fixed order: results are
-deterministic. Operands are of 16 bits: the products of wider ones are the library's, see `softmax_kernel`.
+The product of hidden states and head is fused with what the softmax needs from its tile. Tiles are independent, so the
+grid fills the GPU whatever the number of tokens. The reduction over tiles runs in a fixed order, so results are
+deterministic. Operands have 16 bits. The library computes products of wider ones, see `softmax_kernel`.
 """
 
-# Triton reads the annotations of jitted functions; they must stay objects, so no postponed evaluation here.
+# Triton reads the annotations of jitted functions as objects, so their evaluation is not postponed in this module.
 import triton
 import triton.language as tl
 
@@ -47,8 +47,8 @@ def products_from_pointers(
 ):
     """x Wᵀ for a (BLOCK_ROWS, BLOCK_COLUMNS) tile and any strides.
 
-    With PROMOTE > 0 the product restarts from zero every PROMOTE steps and its parts are added up outside, for tensor
-    cores truncate the sum at every step (see docs/kernels.md).
+    With PROMOTE > 0 the product restarts from zero every PROMOTE steps, and its parts are added up outside the tensor
+    cores, because these truncate the sum at every step (see docs/kernels.md).
 
     Out-of-range rows and columns read row or column 0 of the tensors, which exist; callers mask what they store.
     """
@@ -100,7 +100,7 @@ def products_from_descriptors(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
 ):
-    """The same through tensor descriptors, whose loads a copy engine does; beyond a tensor's edges they give 0."""
+    """The same through tensor descriptors: a copy engine loads the tiles, with 0 beyond a tensor's edges."""
     z = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
     for i in range(0, tl.cdiv(hidden, BLOCK_HIDDEN)):
         x = input.load([first_row, i * BLOCK_HIDDEN])
@@ -112,8 +112,9 @@ def products_from_descriptors(
     return z
 
 
-# Counts are not specialised: every divisibility by 16 of every count would be compiled apart, seconds each. Strides
-# are, for wide loads depend on them. The limit is one number at any place.
+# Counts are not specialised, because each combination of counts that are divisible by 16 would be compiled apart, for
+# several seconds each. Strides are specialised, because wide loads depend on them. The limit is one number, at any
+# place.
 @triton.jit(do_not_specialize=["limit_ptr", "row_count", "first_column", "column_count", "hidden", "scale"])
 def logits_kernel(
     input,
@@ -153,14 +154,14 @@ def logits_kernel(
     """`tile_exponentials` of the columns [first_column, first_column + column_count), with z₂ = scale (x Wᵀ) + b₂.
 
     ``input``, ``weight`` and ``slab`` are tensor descriptors, or pointers with strides. With STORE, SLAB_SCALE e_tv
-    goes to ``slab``, (rows, column_count), rounded to its dtype. With HAS_LIMIT only the rows before the number at
-    ``limit``, int64, are asked for.
+    goes to ``slab``, (rows, column_count), rounded to its dtype. With HAS_LIMIT only as many rows are needed as the
+    number at ``limit``, int64, says.
     """
     row_tiles = tl.cdiv(row_count, BLOCK_ROWS)
     if HAS_LIMIT:
         row_tiles = tl.cdiv(tl.load(limit_ptr).to(tl.int32), BLOCK_ROWS)
     column_tiles = tl.cdiv(column_count, BLOCK_COLUMNS)
-    # Flattened, a tile's first loads are under way while the one before is finished: see benchmarks/notes.md.
+    # Flattened, so that a tile's first loads are under way while the tile before is finished: see benchmarks/notes.md.
     for tile in tl.range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0), flatten=DESCRIPTORS):
         row_tile, column_tile = grouped_tile(tile, row_tiles, column_tiles, GROUP)
         rows = row_tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -220,7 +221,7 @@ def logits_kernel(
             if SLAB_SCALE != 1.0:
                 e *= SLAB_SCALE
             if DESCRIPTORS:
-                # In halves: a whole tile in shared memory would cost the loads a stage of their pipeline.
+                # In halves, because a whole tile in shared memory would take a stage from the pipeline of the loads.
                 halves = tl.permute(tl.reshape(e, (BLOCK_ROWS, 2, BLOCK_COLUMNS // 2)), (0, 2, 1))
                 left, right = tl.split(halves)
                 at_column = column_tile * BLOCK_COLUMNS

@@ -1,4 +1,4 @@
-"""Launching what makes softmax statistics and exponentials of hidden states and a head."""
+"""Launching the kernels that make softmax statistics and exponentials from hidden states and a head."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ktonum.kernels.device.trace import note
 
 __all__ = ["LOGITS_AT_A_TIME", "Projection", "Tiles", "block_sizes_of", "fill_tiles"]
 
-# What tensor cores lose of an inner product of n terms, as a multiple of n: on an H100 log-sum-exps of bf16 logits at
-# hidden size 4096 were short by 3.8e-6 to 4.1e-6 of E_p z on data of mean zero, with outlier dimensions, of mean 0.5
-# and with peaked softmaxes alike, and products over 32,768 and 151,936 terms by 3.1e-5 and 1.48e-4. (Where every term
-# has one sign it is three times as much.)
+# Tensor cores lose a part of an inner product; this is that part for each of its terms. On an H100 log-sum-exps of bf16
+# logits at hidden size 4096 were short by 3.8e-6 to 4.1e-6 of E_p z, on data of mean zero, with outlier dimensions, of
+# mean 0.5 and with peaked softmaxes. Products over 32,768 and 151,936 terms were short by 3.1e-5 and 1.48e-4. (If every
+# term has the same sign, three times as much is lost.)
 _TRUNCATION = 9.6e-10
-#: Logits of 32 and 64 bits, in bytes, that exist at a time where no slab holds them.
+#: Bytes of logits of 32 and 64 bits that exist at a time, if no slab holds them.
 LOGITS_AT_A_TIME = 256 * 2**20
 
 
@@ -37,10 +37,10 @@ class Projection:
         input: x, (N, H), any strides.
         weight: W, (V, H), any strides, dtype of ``input``.
         bias: b, (V,), contiguous, or None.
-        target: (N,), int64, contiguous; values outside [0, V) count as a logit of 0 beside all others, to be masked.
+        target: (N,), int64, contiguous. A target outside [0, V) is scored as if its logit were 0; the caller masks it.
         allow_tf32: Let float32 products run in TF32.
-        limit: How many of the rows are asked for, (1,), int64, where the device alone knows; None for all. Others get
-            any result, and 16-bit products leave them out.
+        limit: How many of the rows are needed, (1,), int64, if only the device knows it; None for all. The results of
+            other rows are arbitrary, and 16-bit products leave them out.
     """
 
     input: Tensor
@@ -53,14 +53,14 @@ class Projection:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Softmax statistics of (row, tile): what exponentials are relative to and their sums, (column tiles of V, N)."""
+    """Softmax statistics of each (row, tile): the shift of its exponentials, and their sum; (column tiles of V, N)."""
 
     shift: Tensor
     sum: Tensor
 
 
 def block_sizes_of(projection: Projection, slabs: Sequence[Slab], *, stored: bool) -> BlockSizes:
-    """The tile shape where exponentials are stored, or are not; ``slabs`` share statistics, so the way of loading."""
+    """The tile shape for a pass that stores exponentials or not; ``slabs`` share statistics, so the way of loading."""
     x = projection.input
     return block_sizes(
         x.dtype,
@@ -133,7 +133,7 @@ def _fused(
         first_column=first,
         column_count=last - first,
         hidden=hidden,
-        # log₂ e, and what makes up for truncation where a product is not promoted.
+        # log₂ e, times what makes up for truncation if the product is not promoted.
         scale=float(LOG2_E.value) * (1 + _TRUNCATION * hidden * corrected),
         stride_input_row=x.stride(0),
         stride_input_hidden=x.stride(1),
@@ -172,10 +172,10 @@ def _fused(
 def _logits(
     projection: Projection, columns: tuple[int, int], slab: Tensor | None, step: int
 ) -> Iterator[tuple[tuple[int, int], Tensor]]:
-    """x Wᵀ of float32 and float64, stretch by stretch, in the slab or in memory that each stretch uses anew.
+    """x Wᵀ of float32 and float64, stretch by stretch, in the slab or in memory that all stretches use in turn.
 
-    The library's product: a kernel's on ordinary cores took 20 ms for 2,048 × 2,048 × 32,000 in float32 on an H100
-    where the library's takes 5.
+    The library computes it: for 2,048 × 2,048 × 32,000 in float32 on an H100 it takes 5 ms, where a kernel on ordinary
+    cores took 20.
     """
     x, w = projection.input, projection.weight
     width = max(1, LOGITS_AT_A_TIME // (x.itemsize * x.shape[0]) // step) * step

@@ -1,1 +1,1 @@
-"""Which tokens take part: their rows are packed, so that masked ones cost no matrix work."""
+"""The rows of unmasked tokens are packed, so that masked tokens cost no matrix work."""

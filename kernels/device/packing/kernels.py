@@ -1,6 +1,6 @@
-"""Triton: which tokens are unmasked, and sums over each sequence's."""
+"""Triton: which tokens are unmasked, and sums over the unmasked tokens of each sequence."""
 
-# Triton reads the annotations of jitted functions; they must stay objects, so no postponed evaluation here.
+# Triton reads the annotations of jitted functions as objects, so their evaluation is not postponed in this module.
 import triton
 import triton.language as tl
 
@@ -11,13 +11,14 @@ __all__ = ["pack_targets_kernel", "sequence_sums_kernel"]
 def pack_targets_kernel(
     target_ptr, row_ptr, packed_ptr, start_ptr, count_ptr, batch, tokens, vocabulary, ignore_index, BLOCK: tl.constexpr
 ):
-    """The order of tokens that has unmasked ones first, and where in it each sequence's begin; all int64.
+    """An order of tokens that has unmasked ones first, and where in it each sequence begins; all int64.
 
-    ``target`` is (batch, tokens), contiguous. ``row``, (batch · tokens,), holds flat indices of tokens, either kind in
-    their own order, and ``packed`` their targets; ``start``, (batch + 1,), ends with the number of unmasked ones.
-    ``count``, (2,), is that number and how many of them are outside the vocabulary.
+    ``target`` is (batch, tokens), contiguous. ``row``, (batch · tokens,), gets flat indices of tokens: the unmasked
+    ones in their order, then the masked ones in theirs. ``packed`` gets their targets. ``start``, (batch + 1,), ends
+    with the number of unmasked ones. ``count``, (2,), gets that number, and how many of them are outside the
+    vocabulary.
 
-    One program: the first product waits for it, and several small kernels took 0.3 ms.
+    It is one program, because the first product waits for it, and several small kernels took 0.3 ms.
     """
     size = batch * tokens
     unmasked = tl.zeros((BLOCK,), dtype=tl.int64)
@@ -35,7 +36,7 @@ def pack_targets_kernel(
         inside = places < size
         target = tl.load(target_ptr + places, mask=inside, other=0)
         taken = (inside & (target != ignore_index)).to(tl.int64)
-        # How many unmasked ones come before each.
+        # How many unmasked tokens come before each.
         rank = before + tl.cumsum(taken, axis=0) - taken
         row = tl.where(taken != 0, rank, count + places - rank)
         tl.store(row_ptr + row, places.to(tl.int64), mask=inside)
@@ -49,7 +50,7 @@ def pack_targets_kernel(
 
 @triton.jit
 def sequence_sums_kernel(value_ptr, start_ptr, sum_ptr, BLOCK: tl.constexpr):
-    """Sums of ``value``, float64, over [start_b, start_{b + 1}), a program each: (batch,), float64."""
+    """Sums of ``value``, float64, over [start_b, start_{b + 1}): (batch,), float64. One program for each sum."""
     sequence = tl.program_id(0)
     stop = tl.load(start_ptr + sequence + 1)
     total = tl.zeros((BLOCK,), dtype=tl.float64)

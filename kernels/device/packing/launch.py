@@ -1,4 +1,4 @@
-"""Which tokens take part: their rows are packed, so that masked ones cost no matrix work."""
+"""Packing the rows of unmasked tokens, so that masked tokens cost no matrix work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Packing", "capturing"]
 
 
 def capturing(tensor: Tensor) -> bool:
-    """Whether a CUDA graph is being captured, during which no number can be read off the device."""
+    """Whether a CUDA graph is being captured. During a capture nothing can be read from the device."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
@@ -23,11 +23,13 @@ class Packing:
     """The unmasked tokens of (B, T) targets.
 
     Attributes:
-        rows: Flat indices of all tokens, (B·T,), int64: unmasked ones first, then masked ones, either in their order.
-        targets: Theirs, (B·T,), int64.
-        starts: Where in ``rows`` the unmasked tokens of each sequence begin, and where the last end: (B + 1,), int64.
-        count: How many rows are scored: the unmasked ones, or where the host does not know how many they are, all.
-        known: Whether it does.
+        rows: Flat indices of all tokens, (B·T,), int64: first the unmasked ones in their order, then the masked ones in
+            theirs.
+        targets: The targets of ``rows``, (B·T,), int64.
+        starts: Where in ``rows`` the unmasked tokens of each sequence begin, and where the last ones end: (B + 1,),
+            int64.
+        count: How many rows are scored: the unmasked ones if the host knows how many there are, otherwise all.
+        known: Whether the host knows it.
     """
 
     rows: Tensor
@@ -38,16 +40,17 @@ class Packing:
 
     @classmethod
     def of(cls, target: Tensor, vocabulary: int, ignore_index: int, counts: Tensor) -> Packing:
-        """Nothing is waited for.
+        """Pack ``target``, without waiting for the device.
 
         Args:
             target: (B, T), int64.
             vocabulary: V.
             ignore_index: Marks masked tokens.
-            counts: Written, (2,), int64: the unmasked targets, and those of them outside the vocabulary.
+            counts: Written, (2,), int64: the number of unmasked targets, and of those that are outside the vocabulary.
         """
         (batch, tokens), size = target.shape, target.numel()
-        even = size + size % 2  # Else kernels would be compiled again for pointers that are no multiples of 16 bytes.
+        # Even, because Triton compiles another kernel for pointers that are not multiples of 16 bytes.
+        even = size + size % 2
         memory = torch.empty(2 * even + batch + 1, dtype=torch.int64, device=target.device)
         rows, targets, starts = memory[:size], memory[even : even + size], memory[2 * even :]
         pack_targets_kernel[(1,)](
@@ -68,7 +71,7 @@ class Packing:
 
     @property
     def limit(self) -> Tensor | None:
-        """The number of unmasked tokens, (1,), int64, where the host does not know it."""
+        """The number of unmasked tokens, (1,), int64, if the host does not know it; otherwise None."""
         return None if self.known else self.starts[-1:]
 
     def pack(self, input: Tensor) -> tuple[Tensor, Tensor]:

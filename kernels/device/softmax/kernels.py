@@ -1,17 +1,17 @@
-"""Triton: what the softmax needs of a tile of logits: exponentials, their sums, and what they are relative to.
+"""Triton: what the softmax needs from a tile of logits: exponentials, their sums, and what they are relative to.
 
-Everything is in units of log 2 (z₂ = z log₂ e), in which the hardware's exponential is.
+Everything is in units of log 2 (z₂ = z log₂ e), because the hardware computes powers of 2.
 """
 
-# Triton reads the annotations of jitted functions; they must stay objects, so no postponed evaluation here.
+# Triton reads the annotations of jitted functions as objects, so their evaluation is not postponed in this module.
 import triton
 import triton.language as tl
 
 __all__ = ["LARGEST_EXPONENT", "LOG2_E", "softmax_kernel", "tile_exponentials"]
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-#: Exponentials up to 2^80 are stored relative to the target's logit. Their row's factor, down to 2^-80, times a small
-#: coefficient is still far from bfloat16's and float32's underflow at 2^-126.
+#: Exponentials up to 2^80 are stored relative to the target's logit. The factor of their row is 2^-80 or more. Times a
+#: small coefficient, it is still far above 2^-126, where bfloat16 and float32 underflow.
 LARGEST_EXPONENT = tl.constexpr(80.0)
 
 
@@ -38,9 +38,9 @@ def tile_exponentials(
     p_y is. (A sum that includes the target has an error of 1e-7 of 1, not of S.)
 
     ``z`` is z₂ without the bias, (rows, BLOCK_COLUMNS), and ``shift``, (rows,), is s_t. With STATISTICS every
-    (row, tile) has an m of its own, the row's s_t unless the tile's largest exponent would pass LARGEST_EXPONENT, then
-    the largest z₂ (always if TILE_RELATIVE, and rounded up); m and Σ_v e_tv go to ``tile_shift`` and ``tile_sum``,
-    (column tiles of the vocabulary, rows). Without it m = s_t.
+    (row, tile) has an m of its own. It is the row's s_t unless the tile's largest exponent would pass LARGEST_EXPONENT;
+    then it is the largest z₂. With TILE_RELATIVE it is always the largest z₂, rounded up. m and Σ_v e_tv go to
+    ``tile_shift`` and ``tile_sum``, (column tiles of the vocabulary, rows). Without STATISTICS m = s_t.
     """
     wide: tl.constexpr = z.dtype
     within = tl.arange(0, BLOCK_COLUMNS)
@@ -51,19 +51,19 @@ def tile_exponentials(
         z += (bias * LOG2_E)[None, :]
     if first + BLOCK_COLUMNS > last:
         z = tl.where(column_mask[None, :], z, float("-inf"))
-    # Rows past the end get e = 0 where nothing is relative to the tile: no cast overflows.
+    # Rows past the end get e = 0 unless exponentials are relative to the tile, so that no cast overflows.
     shift = tl.load(shift_ptr + rows, mask=row_mask, other=float("inf")).to(wide)
     if STATISTICS:
         largest = tl.max(z, axis=1)
         if TILE_RELATIVE:
-            # Whole numbers, so that what is stored is brought to its row's shift by a power of two and not rounded
-            # again. A bias of -inf can leave a tile without a finite logit.
+            # Whole numbers: a power of two then brings what is stored to its row's shift, without rounding it again. A
+            # bias of -inf can leave a tile without a finite logit.
             shift = tl.where(largest == float("-inf"), shift, tl.ceil(largest))
         else:
             shift = tl.where(largest - shift > LARGEST_EXPONENT, largest, shift)
     e = tl.exp2(z - shift[:, None])
     target = tl.load(target_ptr + rows, mask=row_mask, other=-1) - first
-    # Of 128 × 256 tiles of a vocabulary of 151,936 one in five has a target.
+    # At a vocabulary of 151,936 one in five tiles of 128 × 256 has a target.
     if tl.max(((target >= 0) & (target < BLOCK_COLUMNS)).to(tl.int32), axis=0) == 1:
         e = tl.where(within[None, :] == target[:, None], 0.0, e)
     if STATISTICS:
@@ -91,7 +91,7 @@ def softmax_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """`tile_exponentials` of products x Wᵀ that lie in memory, (rows, column_count), which with STORE they replace."""
+    """`tile_exponentials` of products x Wᵀ in memory, (rows, column_count). With STORE they replace these."""
     column_tile = tl.program_id(0)
     rows = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     local = column_tile * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)

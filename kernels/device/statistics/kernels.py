@@ -1,6 +1,6 @@
-"""Triton: what is computed row by row, beside the tiles of logits."""
+"""Triton: what is computed for each row, beside the tiles of logits."""
 
-# Triton reads the annotations of jitted functions; they must stay objects, so no postponed evaluation here.
+# Triton reads the annotations of jitted functions as objects, so their evaluation is not postponed in this module.
 import triton
 import triton.language as tl
 
@@ -32,7 +32,8 @@ def target_logits_kernel(
 ):
     """z₂ at each row's target, in float64 (``logit``) and rounded to the dtype of ``shift``; 0 outside the vocabulary.
 
-    A log-probability's random error is its target's; in float64 it costs one pass over N rows of the head.
+    The random error of a log-probability is that of its target's logit. In float64 that costs one pass over N rows of
+    the head.
     """
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row_mask = rows < row_count
@@ -52,7 +53,7 @@ def target_logits_kernel(
         logit += tl.load(bias_ptr + target, mask=known, other=0.0).to(tl.float64)
     logit *= LOG2_E
     tl.store(logit_ptr + rows, logit, mask=row_mask)
-    # An infinite one, by a bias of -inf, is nothing that exponentials could be relative to.
+    # A bias of -inf makes a logit infinite, and exponentials cannot be relative to that.
     shift = tl.where(logit == float("-inf"), 0.0, logit)
     tl.store(shift_ptr + rows, shift.to(shift_ptr.dtype.element_ty), mask=row_mask)
 
@@ -77,13 +78,18 @@ def reduce_tiles_kernel(
 ):
     """log π(y) = −log(1 + S) with S = 2^(M − z₂_y) Σ_j s_j 2^(m_j − M) over all tiles j, M = max_j m_j; in float64.
 
-    The tiles' sums leave out the target. KTO puts a sigmoid on a sum over thousands of tokens: float64 here costs
-    nothing (one value a tile) and leaves the product itself as the only source of error.
+    The tiles' sums leave out the target. KTO applies a sigmoid to a sum over thousands of tokens. float64 costs nothing
+    here (one value for each tile) and leaves the product as the only source of error.
 
-    Also 1 − π(y) = S / (1 + S), ``token_others``; what exponentials of the row are stored relative to, ``row_shift``:
-    ``shift`` (the target's logit), or lse₂ where that is out of reach or, rounded up, if TILE_RELATIVE, in the dtype of
-    ``shift``; and ``row_factor`` = 2^(row_shift − lse₂) / SLAB_SCALE, which makes probabilities of them. All results
-    are float64, (rows,); ``differ``, int32, says for each block of rows whether some tile is relative to another shift.
+    Further results:
+
+    - ``token_others`` = 1 − π(y) = S / (1 + S).
+    - ``row_shift``: what the row's exponentials are stored relative to, a number of the dtype of ``shift``. It is
+      ``shift`` (the target's logit), or lse₂ if that is too far above; with TILE_RELATIVE it is lse₂, rounded up.
+    - ``row_factor`` = 2^(row_shift − lse₂) / SLAB_SCALE: times it, exponentials are probabilities.
+    - ``differ``, int32: for each block of rows, whether some tile is relative to another shift.
+
+    All but ``differ`` are float64, (rows,).
     """
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row_mask = rows < row_count
@@ -107,7 +113,8 @@ def reduce_tiles_kernel(
     # Not `total > 0`: a NaN must come through.
     none = total == 0.0
     rest = tl.log2(tl.where(none, 1.0, total))
-    # log₂ S; −inf where there is no other entry. The difference first: it is exactly 0 where M is the target's logit.
+    # log₂ S; −inf where there is no other entry. The difference is taken first, because it is exactly 0 where M is the
+    # target's logit.
     others = tl.where(none, float("-inf"), (maximum - logit) + rest)
     # log(1 + S) = max(log S, 0) + log1p(x) with x = min(S, 1/S); log1p(x) = x log(1 + x) / ((1 + x) − 1), Kahan's.
     x = tl.exp2(-tl.abs(others))
@@ -116,7 +123,7 @@ def reduce_tiles_kernel(
     surprise = tl.maximum(others, 0.0) * LN_2 + log1p
     tl.store(token_logp_ptr + rows, -surprise, mask=row_mask)
     tl.store(token_others_ptr + rows, tl.where(others >= 0.0, 1.0, x) / w, mask=row_mask)
-    # An impossible target is −inf and infinitely surprising.
+    # The logit of an impossible target is −inf, and its surprise infinite.
     logsumexp = tl.where(logit == float("-inf"), maximum + rest, logit + surprise * LOG2_E)
     shift = tl.load(shift_ptr + rows, mask=row_mask, other=0.0)
     far = logsumexp - shift.to(tl.float64) > LARGEST_EXPONENT
@@ -132,7 +139,7 @@ def reduce_tiles_kernel(
     tl.store(differ_ptr + tl.program_id(0), tl.max(differs.to(tl.int32), axis=0))
 
 
-# Where the count of columns is known to be a multiple of 16, masks do not keep loads from being wide ones.
+# The count of columns is specialised: if it is known to be a multiple of 16, loads are wide in spite of their masks.
 @triton.jit(do_not_specialize=["row_count", "first_tile"])
 def rescale_slab_kernel(
     slab_ptr,

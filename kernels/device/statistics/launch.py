@@ -1,4 +1,4 @@
-"""Launching what scores rows on plain (rows, hidden) tensors; nothing here knows of sequences, autograd or KTO."""
+"""Launching the kernels that score rows of hidden states. Nothing here knows of sequences, autograd or KTO."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ktonum.kernels.device.trace import note
 
 __all__ = ["Projection", "RowStatistics", "exponentials", "row_statistics"]
 
-# Rows whose tiles `reduce_tiles_kernel` and `rescale_slab_kernel` look at together.
+# How many rows a program of `reduce_tiles_kernel` or `rescale_slab_kernel` looks at.
 _ROWS = 128 if INTERPRETED else 16
 
 
@@ -40,23 +40,23 @@ class RowStatistics:
 
 
 def row_statistics(projection: Projection, statistics: RowStatistics, *, slabs: Sequence[Slab]) -> None:
-    """log softmax(x Wᵀ + b) at the target of each row, and what exponentials of the row are relative to.
+    """log softmax(x Wᵀ + b) at the target of each row, and the shift that the row's exponentials are relative to.
 
     Args:
         projection: See there.
         statistics: Written.
-        slabs: Filled, as `exponentials` would, of `slab_dtype`; in their columns' order, without gaps from 0 on.
+        slabs: Filled as by `exponentials`. Of `slab_dtype`; in the order of their columns, from 0 on, without gaps.
     """
     rows, vocabulary = projection.input.shape[0], projection.weight.shape[0]
     if rows == 0:
         return
     device = projection.input.device
     wide = accumulator_dtype(projection.input.dtype)
-    # The targets' logits lie where their log-probabilities will.
+    # The targets' logits lie where the targets' log-probabilities will.
     logit, target_shift = statistics.logps, torch.empty(rows, dtype=wide, device=device)
     _target_logits(projection, logit, target_shift)
     blocks = block_sizes_of(projection, slabs, stored=False)
-    # All tiles share a table, so they are of one width.
+    # All tiles share a table, so they have one width.
     width = blocks.columns
     tiles = Tiles(*torch.empty((2, cdiv(vocabulary, width), rows), dtype=wide, device=device).unbind())
     stored = 0
@@ -129,7 +129,7 @@ def exponentials(projection: Projection, shift: Tensor, *, slab: Slab) -> None:
 def _rescale(slab: Slab, tiles: Tiles, shift: Tensor, differ: Tensor, width: int) -> None:
     rows, columns = slab.exponentials.shape
     at_a_time = 4
-    # Few programs, for most find nothing to do: one for each group of tiles took 47 µs to find that.
+    # Few programs, because most find nothing to do: with one for each group of tiles it took 47 µs to find that.
     groups = min(16, cdiv(columns, width * at_a_time))
     rescale_slab_kernel[(groups, cdiv(rows, _ROWS))](
         slab.exponentials,

@@ -1,9 +1,9 @@
-"""Triton: sums of hidden states and heads, and the rows' coefficients: one launch each.
+"""Triton: sums of hidden states and heads, and the rows' coefficients, in one launch each.
 
 A launch costs the host 20 to 70 µs, which a small batch waits for. PyTorch makes a dozen launches of each of these.
 """
 
-# Triton reads the annotations of jitted functions; they must stay objects, so no postponed evaluation here.
+# Triton reads the annotations of jitted functions as objects, so their evaluation is not postponed in this module.
 import triton
 import triton.language as tl
 
@@ -95,7 +95,7 @@ def input_sums_kernel(
     place = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     sums = tl.sum(total.to(tl.float64), axis=0)
     tl.store(part_ptr + place, tl.sum(sums * tl.sum(weight, axis=0), axis=0))
-    # A sum over hidden entries of the largest products: no partial sum of a logit is larger.
+    # The sum over hidden entries of the largest products. No partial sum of a logit is larger.
     largest_product = tl.max(largest, axis=0).to(tl.float64) * tl.max(weight_largest, axis=0).to(tl.float64)
     parts = tl.num_programs(0) * tl.num_programs(1)
     tl.store(part_ptr + parts + place, tl.sum(largest_product, axis=0))
@@ -117,8 +117,8 @@ def logit_sums_kernel(
 ):
     """Sums over the parts of each sequence, from `input_sums_kernel`, plus ``tokens`` Σ_v b_v: (batch,), float64.
 
-    ``sound``, (2,), float64: the largest bound, and the sum of all sums. One program: at most a few thousand numbers,
-    and the bias.
+    ``sound``, (2,), float64, gets the largest bound, and the sum of all sums. One program reads it all: a few thousand
+    numbers at most, and the bias.
     """
     bias_sum = tl.zeros((BLOCK,), dtype=tl.float64)
     bias_largest = tl.zeros((BLOCK,), dtype=tl.float64)
@@ -147,7 +147,7 @@ def logit_sums_kernel(
         total += of_sequences
         largest = tl.maximum(largest, tl.sum(bounds, axis=1))
     tl.store(sound_ptr, tl.max(largest, axis=0) + tl.max(bias_largest, axis=0))
-    # Finite if and only if each of them is: they are far from float64's largest.
+    # This sum is finite if and only if each of them is, because they are far from float64's largest number.
     tl.store(sound_ptr + 1, tl.sum(total, axis=0))
 
 
@@ -168,7 +168,8 @@ def row_coefficients_kernel(
 ):
     """a_t = c_t (1 − p_{t,y_t}), −f_t c_t / scale and the scale; c_t is ``upstream`` at place_t // tokens, or 0.
 
-    float64 in, the dtype of ``at_target`` out. One program, for the scale depends on the largest factor of all rows.
+    It reads float64 and writes the dtype of ``at_target``. One program, because the scale depends on the largest factor
+    of all rows.
     """
     largest = tl.zeros((BLOCK,), dtype=tl.float64)
     for first in range(0, row_count, BLOCK):

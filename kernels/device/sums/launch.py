@@ -25,8 +25,10 @@ __all__ = ["ColumnSums", "Coefficients", "column_sums", "logit_sums", "row_coeff
 
 @dataclass(frozen=True)
 class ColumnSums:
-    """Σ_v w_v, float64, and max |w_v|, accumulator's dtype, over stretches of V: (stretches, H); not finite where W is
-    not."""
+    """Σ_v w_v, float64, and max |w_v|, accumulator's dtype, over stretches of V: (stretches, H).
+
+    If W is not finite, they are not.
+    """
 
     sums: Tensor
     largest: Tensor
@@ -34,12 +36,12 @@ class ColumnSums:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What each row's token counts in the gradients, in the accumulator's dtype.
+    """How much each row's token counts in the gradients, in the accumulator's dtype.
 
     Attributes:
         at_target: a_t = c_t (1 − p_{t,y_t}), (N,).
-        elsewhere: −f_t c_t / scale, (N,): times the scale, what e_tv counts at v ≠ y_t.
-        scale: A power of two that keeps them in range, a scalar.
+        elsewhere: −f_t c_t / scale, (N,). Times the scale, it is the coefficient of e_tv at v ≠ y_t.
+        scale: A power of two that keeps ``elsewhere`` in range, a scalar.
     """
 
     at_target: Tensor
@@ -48,7 +50,7 @@ class Coefficients:
 
 
 def column_sums(weight: Tensor) -> ColumnSums:
-    """Of a head, (V, H), any strides."""
+    """Column sums of a head, (V, H), any strides."""
     rows, hidden = weight.shape
     stretches, block_rows, block_hidden = (1, 512, 256) if INTERPRETED else (64, 16, 256)
     sums = torch.empty((stretches, hidden), dtype=torch.float64, device=weight.device)
@@ -70,14 +72,14 @@ def column_sums(weight: Tensor) -> ColumnSums:
 
 
 def logit_sums(input: Tensor, columns: ColumnSums, bias: Tensor | None, sound: Tensor) -> Tensor:
-    """Σ_t Σ_v z_tv = (Σ_t x_t) · (Σ_v w_v) + T Σ_v b_v, (B,), float64; no pass over logits; masked tokens included.
+    """Σ_t Σ_v z_tv = (Σ_t x_t) · (Σ_v w_v) + T Σ_v b_v, (B,), float64, masked tokens included, without any logits.
 
     Args:
         input: (B, T, H), any strides.
         columns: Of the head.
         bias: (V,), contiguous, or None.
-        sound: Written, (2,), float64: a bound on every partial sum of a logit, and the sum of the result, of which one
-            is not finite where anything is not.
+        sound: Written, (2,), float64: a bound on every partial sum of a logit, and the sum of the result. If a hidden
+            state or an entry of the head or bias is not finite, one of the two is not.
     """
     batch, tokens, hidden = input.shape
     block_tokens, block_hidden = (64, 256) if INTERPRETED else (16, 256)
@@ -132,11 +134,12 @@ def row_coefficients(
     ignore_index: int,
     dtype: torch.dtype,
 ) -> Coefficients:
-    """What the rows' tokens count in the gradients; c_t is their sequence's upstream gradient, 0 for masked tokens.
+    """How much the rows' tokens count in the gradients. c_t is the upstream gradient of the sequence, 0 for masked
+    tokens.
 
-    A saturated sigmoid makes coefficients of 1e-14, an unlikely target factors of 1e-24: products of both would be
-    subnormal in float32 and bfloat16, and either one in float16. So they are given over a power of two that brings the
-    largest to [1/2, 1).
+    A saturated sigmoid makes coefficients of 1e-14, and an unlikely target factors of 1e-24. Products of both would be
+    subnormal in float32 and bfloat16, and either one alone in float16. So they are divided by a power of two that
+    brings the largest to [1/2, 1).
 
     Args:
         upstream: ∂L/∂logps, (B,), float64.
@@ -172,7 +175,7 @@ def row_coefficients(
 def scale_rows(rows: Tensor, factors: Tensor, out: Tensor) -> None:
     """``out_t = factors_t rows_t``, rounded once to its dtype; (N, columns) each, ``out`` may be ``rows``."""
     count, columns = rows.shape
-    # The interpreter truncates on a cast to bfloat16.
+    # The interpreter truncates where it should round to bfloat16, so torch rounds its result.
     written = torch.empty_like(out, dtype=factors.dtype) if INTERPRETED else out
     block_rows, block_columns = (64, 256) if INTERPRETED else (4, 512)
     if count:
