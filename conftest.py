@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 # Before NumPy and torch are loaded here or in a worker: with as many workers as cores, threads within a worker only
 # wait for one another; and a sum split over threads depends on their number.
@@ -17,9 +15,6 @@ import torch  # noqa: E402
 # Triton decides when a kernel is defined whether its interpreter runs it, so this comes before anything imports one.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-
-# For what test modules share. Not the root: a second copy of the kernels would become importable from there.
-sys.path.append(str(Path(__file__).parent / "tests"))
 
 pytest_plugins = ["support.cpu_seconds"]
 

@@ -25,25 +25,22 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import torch
 
+from ktonum.bounds import FALSE_ALARM
+from ktonum.case.context import CaseContext
+from ktonum.checks import Inapplicable, checks_for
+from ktonum.checks.check import held_to_bounds
+from ktonum.declare.cases import Case, seed_of
+from ktonum.declare.op import Op
+from ktonum.errors import CandidateError
+from ktonum.kernels.audit.kto_op import OP as KTO
+from ktonum.kernels.contract.reference import ReferenceKTOLoss
+from ktonum.results import Verdict
+from rounding_floor import AtItsLimits
+from subjects.op_defects import OPS
+from subjects.plain_kto import PlainKTO
+from subjects.planted import ALL
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path += [str(ROOT / "tests"), str(ROOT / "benchmarks")]
-
-from rounding_floor import AtItsLimits  # noqa: E402
-
-from ktonum.bounds import FALSE_ALARM  # noqa: E402
-from ktonum.case.context import CaseContext  # noqa: E402
-from ktonum.checks import Inapplicable, checks_for  # noqa: E402
-from ktonum.checks.check import held_to_bounds  # noqa: E402
-from ktonum.declare.cases import Case, seed_of  # noqa: E402
-from ktonum.declare.op import Op  # noqa: E402
-from ktonum.errors import CandidateError  # noqa: E402
-from ktonum.kernels.audit.kto_op import OP as KTO  # noqa: E402
-from ktonum.kernels.contract.reference import ReferenceKTOLoss  # noqa: E402
-from ktonum.results import Verdict  # noqa: E402
-from support.op_defects import OPS  # noqa: E402
-from support.plain_kto import PlainKTO  # noqa: E402
-from support.planted import ALL  # noqa: E402
-
 BLOCK = 50
 # The largest size of each dim; the smallest is 2, that no law is left without two rows.
 _LARGEST = {"B": 6, "T": 24, "N": 48, "H": 160, "V": 300}

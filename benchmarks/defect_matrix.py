@@ -1,10 +1,11 @@
-"""Which defects do which tests find: every planted defect of the test suite, in four dtypes, before seven judges.
+"""Which tests find which defects? Seven judges get every planted defect in four dtypes.
 
     python benchmarks/defect_matrix.py [--out docs/defect_matrix.md] [--jobs 2]
 
-Takes some minutes on a CPU. Judges and their sources are in `judges.py`; the defects are `tests/support/mutants.py`
-(KTO), `tests/support/small_defects.py` and `tests/support/op_defects.py`. Every one is a small edit of a correct
-implementation, whose own results are put to the judges as well: what they flag there is a false alarm.
+This takes some minutes on a CPU. The judges and their sources are in `judges.py`. The defects are in
+`subjects/mutants.py` (KTO), `subjects/small_defects.py` and `subjects/op_defects.py`. Every defect is a small edit of a
+correct implementation. The judges get the results of the correct implementation, too: if a judge flags them, that is a
+false alarm.
 """
 
 from __future__ import annotations
@@ -24,23 +25,20 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 import torch
 from torch import Tensor
 
+from judges import JUDGES, Trial, relative_error
+from ktonum.case.context import CaseContext
+from ktonum.declare.cases import Point
+from ktonum.declare.op import Op
+from ktonum.kernels.audit.kto_op import OP as KTO
+from rounding_floor import AtItsLimits
+from subjects.mutants import DEFECTS, POINTS
+from subjects.op_defects import BORDERLINE, OP_DEFECTS, OPS
+from subjects.plain_kto import PlainKTO
+from subjects.planted import ALL
+from subjects.small_defects import LOSS_DEFECTS, NORM_DEFECTS
+from subjects.small_ops import RMS_NORM, SOFTMAX_LOSS
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path += [str(ROOT / "tests"), str(ROOT / "benchmarks")]
-
-from judges import JUDGES, Trial, relative_error  # noqa: E402
-from rounding_floor import AtItsLimits  # noqa: E402
-
-from ktonum.case.context import CaseContext  # noqa: E402
-from ktonum.declare.cases import Point  # noqa: E402
-from ktonum.declare.op import Op  # noqa: E402
-from ktonum.kernels.audit.kto_op import OP as KTO  # noqa: E402
-from support.mutants import DEFECTS, POINTS  # noqa: E402
-from support.op_defects import BORDERLINE, OP_DEFECTS, OPS  # noqa: E402
-from support.plain_kto import PlainKTO  # noqa: E402
-from support.planted import ALL  # noqa: E402
-from support.small_defects import LOSS_DEFECTS, NORM_DEFECTS  # noqa: E402
-from support.small_ops import RMS_NORM, SOFTMAX_LOSS  # noqa: E402
-
 #: The audit must flag defects larger than this many times the rounding floor.
 FACTOR = 3.0
 # Right implementations at their limits beside the right candidate itself: see `rounding_floor`.

@@ -1,10 +1,11 @@
-"""How much of their derived tolerances right sums, inner products, log-sum-exps and softmaxes use, and wrong ones.
+"""Which share of their derived tolerances do right and wrong reductions use?
 
     python benchmarks/measure_bound_use.py [--largest 21] [--write docs/bounds.md]
 
-Every order's additions are carried out (``tests/support/rounded_sums.py``), at lengths 2⁶, 2⁹ ... 2²¹, on a CPU. The
-tables between the two comments in the page are replaced. The exit status is 1 if a right one uses more than its
-tolerance or less than a thirtieth, or a wrong one is within.
+The reductions are sums, inner products, log-sum-exps and softmaxes of 2⁶, 2⁹, ..., 2²¹ terms, on a CPU.
+`subjects/rounded_sums.py` carries out the additions in several orders. ``--write`` replaces the tables between the two
+comments of the page. The exit status is 1 if a right reduction uses more than its tolerance or less than a thirtieth of
+it, or if a wrong reduction uses no more than its tolerance.
 """
 
 from __future__ import annotations
@@ -19,14 +20,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "tests"))
-
-from ktonum.bounds import PAIRWISE, SEQUENTIAL  # noqa: E402
-from support.rounded_sums import DATA, OPS, STORAGES, Subject, one_by_one_in, to_tf32, uses  # noqa: E402
+from ktonum.bounds import PAIRWISE, SEQUENTIAL
+from subjects.rounded_sums import DATA, OPS, STORAGES, Subject, one_by_one_in, to_tf32, uses
 
 SHORTEST, STEP = 6, 3
-#: What a right one may use.
+#: The share of its tolerance that a right reduction may use.
 LEAST, MOST = 1 / 30, 1.0
 _BEGIN, _END = "<!-- measured -->", "<!-- end -->"
 
@@ -43,7 +41,7 @@ def right(largest: int) -> Iterator[tuple[str, list[float]]]:
 
 
 def wrong(largest: int) -> Iterator[tuple[str, list[float]]]:
-    """The same of defects. A 16-bit accumulator takes a step for each term: no longer than 2¹⁵."""
+    """The same for defects. Accumulators of 16 bits add up to 2¹⁵ terms only: they take a step for each term."""
     for storage, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.bfloat16)):
         for op in ("sum", "inner product"):
             shares = []

@@ -22,11 +22,11 @@ from ktonum.declare.op import Op
 from ktonum.errors import InputError, UsageError
 from ktonum.kernels.audit.kto_op import OP
 from ktonum.results import CheckResult, Measurement, Power, Report, Verdict
+from subjects.mutants import MODEL, ClearsInputInBackward, ClearsMaskedInPlace, ScalesUpstreamInPlace
+from subjects.plain_kto import PlainKTO
+from subjects.planted import ALL
+from subjects.small_ops import LOSS_POINT, RMS_NORM, SOFTMAX_LOSS, rms_norm_with, softmax_loss_with
 from support.combinations import combinations
-from support.mutants import MODEL, ClearsInputInBackward, ClearsMaskedInPlace, ScalesUpstreamInPlace
-from support.plain_kto import PlainKTO
-from support.planted import ALL
-from support.small_ops import LOSS_POINT, RMS_NORM, SOFTMAX_LOSS, rms_norm_with, softmax_loss_with
 
 
 def _run(candidate: Any, name: str, dtype: str = "fp32", op: Op = SOFTMAX_LOSS) -> CheckResult:

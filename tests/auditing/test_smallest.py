@@ -12,8 +12,8 @@ from ktonum.auditing.reduce.smallest_case import MOST_RUNS, fails_with, reduced,
 from ktonum.case.context import CaseContext
 from ktonum.declare.cases import Case, Point
 from ktonum.results import Verdict
-from support.planted import last_tile_missing, times
-from support.small_ops import SOFTMAX_LOSS, softmax_loss_with
+from subjects.planted import last_tile_missing, times
+from subjects.small_ops import SOFTMAX_LOSS, softmax_loss_with
 
 CASE = Case("kto", Point({"B": 3, "T": 47, "H": 136, "V": 300}, {"beta": 0.3}), "fp32", "cpu")
 

@@ -23,7 +23,7 @@ from ktonum.bounds import (
 )
 from ktonum.declare.cases import torch_dtype
 from ktonum.measure.probe import bounded_probe
-from support.planted import ALL
+from subjects.planted import ALL
 
 Floats = NDArray[np.float64]
 _INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ktonum.bounds import FUNCTION_ERROR, PAIRWISE, SEQUENTIAL, Order, ShiftedExponentials, confidence
-from support.rounded_sums import LONG_DOUBLE_IS_LONGER, added
+from subjects.rounded_sums import LONG_DOUBLE_IS_LONGER, added
 
 U = 2.0**-24
 

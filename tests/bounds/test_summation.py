@@ -26,8 +26,7 @@ from ktonum.bounds import (
     summation_variance,
 )
 from ktonum.errors import InputError
-from support.combinations import combinations
-from support.rounded_sums import (
+from subjects.rounded_sums import (
     LONG_DOUBLE_IS_LONGER,
     OPS,
     ORDERS,
@@ -38,6 +37,7 @@ from support.rounded_sums import (
     to_tf32,
     uses,
 )
+from support.combinations import combinations
 
 U = 2.0**-24
 BY_NAME = pytest.mark.parametrize("order", ORDERS, ids=lambda o: o.name)

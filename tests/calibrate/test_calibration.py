@@ -27,8 +27,8 @@ from ktonum.errors import UsageError
 from ktonum.kernels.audit.kto_op import OP as KTO
 from ktonum.results import Verdict
 from ktonum.tolerances.tables import Row, Table
-from support.op_defects import OPS
-from support.small_ops import RMS_NORM
+from subjects.op_defects import OPS
+from subjects.small_ops import RMS_NORM
 
 RIGHT = ("upcast",)
 

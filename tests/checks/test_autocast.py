@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -19,15 +18,13 @@ from ktonum.declare.op import Op
 from ktonum.errors import CandidateError
 from ktonum.measure.over_draws import DrawnError, drawn_errors
 from ktonum.results import Measurement
-from support.mutants import LogpsLeftToAutocast
-from support.repository import ROOT
-from support.small_ops import NORM_POINT, RMS_NORM
+from subjects.mutants import LogpsLeftToAutocast
+from subjects.small_ops import NORM_POINT, RMS_NORM
 
 
 @pytest.fixture(scope="module", params=[700, pytest.param(2000, marks=pytest.mark.exhaustive)])
 def cases(request: pytest.FixtureRequest) -> list[tuple[Op, Case]]:
     """KTO in float32 at the dims of the long count of false alarms, as many as there are among its first cases."""
-    sys.path.append(str(ROOT / "benchmarks"))
     count = importlib.import_module("count_false_alarms")
     numbered = (count.case_number(i) for i in range(request.param))
     return [(op, case) for s, op, case in numbered if s.label == "kto, float32 inside" and case.dtype == "fp32"]

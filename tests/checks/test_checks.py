@@ -21,12 +21,12 @@ from ktonum.kernels.audit.kto_op import OP
 from ktonum.kernels.contract.reference import ReferenceKTOLoss
 from ktonum.report.power_tables import PlantedDefect
 from ktonum.results import STANDARDS, CheckResult, Verdict
-from support.combinations import combinations, covering
-from support.mutants import DEFECTS, MODEL, NONE, POINTS, DependsOnBatch, LogitsRounded
-from support.plain_kto import PlainKTO
-from support.planted import ALL, Defect, in_dtypes
-from support.small_defects import LOSS_DEFECTS, NORM_DEFECTS
-from support.small_ops import RMS_NORM, SOFTMAX_LOSS
+from subjects.mutants import DEFECTS, MODEL, NONE, POINTS, DependsOnBatch, LogitsRounded
+from subjects.plain_kto import PlainKTO
+from subjects.planted import ALL, Defect
+from subjects.small_defects import LOSS_DEFECTS, NORM_DEFECTS
+from subjects.small_ops import RMS_NORM, SOFTMAX_LOSS
+from support.combinations import combinations, covering, in_dtypes
 
 #: The same ops with bounds from an analysis, and measured ones.
 SMALL = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -21,12 +20,11 @@ from ktonum.declare.op import Op
 from ktonum.kernels.audit.kto_op import OP
 from ktonum.kernels.contract.reference import ReferenceKTOLoss
 from ktonum.results import Measurement
+from subjects.mutants import KL_NEGATIVE, POINTS
+from subjects.plain_kto import PlainKTO
+from subjects.planted import ALL
+from subjects.small_ops import RMS_NORM, SOFTMAX_LOSS
 from support.combinations import few_or_many
-from support.mutants import KL_NEGATIVE, POINTS
-from support.plain_kto import PlainKTO
-from support.planted import ALL
-from support.repository import ROOT
-from support.small_ops import RMS_NORM, SOFTMAX_LOSS
 
 KTO = replace(OP, candidate=PlainKTO)
 
@@ -137,9 +135,6 @@ def test_plain_pytorch_meets_eager_where_sigmoids_saturate(seeds: int) -> None:
 
 @pytest.fixture(scope="module")
 def count() -> ModuleType:
-    folder = str(ROOT / "benchmarks")
-    if folder not in sys.path:
-        sys.path.append(folder)
     return importlib.import_module("count_false_alarms")
 
 

@@ -15,10 +15,10 @@ from ktonum.checks import Inapplicable
 from ktonum.checks.growth import CHECK, LENGTHS, scheme
 from ktonum.declare.op import Op
 from ktonum.results import STANDARDS, Verdict
+from subjects.op_defects import OPS
+from subjects.planted import ALL
+from subjects.small_ops import NORM_POINT, RMS_NORM, SOFTMAX_LOSS
 from support.combinations import combinations
-from support.op_defects import OPS
-from support.planted import ALL
-from support.small_ops import NORM_POINT, RMS_NORM, SOFTMAX_LOSS
 
 #: Sums of as many rows of positive numbers: their root mean square error says more than one error.
 _ROWS = 256

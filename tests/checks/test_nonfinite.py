@@ -16,8 +16,8 @@ from ktonum.checks.nonfinite import CHECK
 from ktonum.declare.drawing import Draw
 from ktonum.ready_ops import cross_entropy
 from ktonum.results import CheckResult, Verdict
-from support.op_defects import OPS
-from support.planted import ALL, with_gradient
+from subjects.op_defects import OPS
+from subjects.planted import ALL, with_gradient
 
 
 def _middle_ignored(name: str) -> Callable[[Draw], dict[str, Any]]:

@@ -14,7 +14,7 @@ from ktonum.checks.peak_memory import CHECK
 from ktonum.declare.cases import Case
 from ktonum.declare.op import Op
 from ktonum.results import CheckResult, Verdict
-from support.small_ops import NORM_POINT, RMS_NORM
+from subjects.small_ops import NORM_POINT, RMS_NORM
 
 #: In use before a run, and the inputs of `NORM_POINT` in float32: (11 × 48 + 48) numbers.
 _BEFORE, _INPUTS = 10_000, 4 * (11 * 48 + 48)

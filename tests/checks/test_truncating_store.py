@@ -14,7 +14,7 @@ from ktonum.auditing.in_process import audit_case
 from ktonum.declare.cases import Case
 from ktonum.kernels.audit.kto_op import OP
 from ktonum.results import Verdict
-from support.plain_kto import PlainKTO
+from subjects.plain_kto import PlainKTO
 
 # Where `bias` draws inputs until every gradient's bias is known to a thousandth; with a bias of the head.
 (POINT,) = (p for p in OP.points("quick") if p.checks == ("bias",))

@@ -12,8 +12,8 @@ from ktonum.case.context import CaseContext
 from ktonum.checks.check import held_to_bounds
 from ktonum.checks.upstream import CHECK
 from ktonum.declare.cases import Point
-from support.op_defects import OPS
-from support.small_ops import NORM_POINT, RMS_NORM, rms_norm_with
+from subjects.op_defects import OPS
+from subjects.small_ops import NORM_POINT, RMS_NORM, rms_norm_with
 
 
 def _overwritten(gradient: Tensor) -> Tensor:

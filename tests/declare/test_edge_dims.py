@@ -13,8 +13,8 @@ from ktonum.declare.edge_dims import EDGE_SIZES, edge_points
 from ktonum.declare.op import Op
 from ktonum.errors import UsageError
 from ktonum.results import Verdict
-from support.planted import ALL, last_row_zero
-from support.small_ops import LOSS_POINT, NORM_POINT, RMS_NORM, SOFTMAX_LOSS, softmax_loss_with
+from subjects.planted import ALL, last_row_zero
+from subjects.small_ops import LOSS_POINT, NORM_POINT, RMS_NORM, SOFTMAX_LOSS, softmax_loss_with
 
 POINT = Point({"B": 2, "T": 5, "H": 7}, {"scale": 1.5}, without=("gradcheck",))
 

@@ -14,8 +14,8 @@ from ktonum.declare.cases import Case, Point, dtype_name, parse_dtypes, torch_dt
 from ktonum.declare.drawing import Draw
 from ktonum.declare.op import Op, load_object
 from ktonum.errors import UsageError
-from support.planted import ALL
-from support.small_ops import SOFTMAX_LOSS, softmax_loss_with
+from subjects.planted import ALL
+from subjects.small_ops import SOFTMAX_LOSS, softmax_loss_with
 
 _DIMS: dict[str, Any] = {"candidate": abs, "reference": abs, "sample": lambda draw: {}}
 

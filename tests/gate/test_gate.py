@@ -18,6 +18,7 @@ from ktonum.gate.decision_report import closing_sentence
 from ktonum.gate.grown_errors import FALSE_ALARM
 from ktonum.gate.signed_rank import holm, signed_rank_p
 from ktonum.results import CheckResult, Report, Verdict
+from subjects.small_ops import RMS_NORM, rms_norm_with
 from support.combinations import few_or_many
 from support.gate_reports import (
     BASELINE,
@@ -34,7 +35,6 @@ from support.gate_reports import (
     times,
 )
 from support.simulated_audits import ENVIRONMENT, SimulatedAudit
-from support.small_ops import RMS_NORM, rms_norm_with
 
 
 @pytest.mark.parametrize("n", [1, 4, 11, 30])

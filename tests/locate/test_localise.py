@@ -16,10 +16,10 @@ from ktonum.kernels.audit.kto_op import OP
 from ktonum.locate.localise import Surroundings, localise
 from ktonum.measure.probe import Probe
 from ktonum.results import CheckResult, Localisation, Verdict
-from support.mutants import DEFECTS
-from support.planted import Defect, times
-from support.small_defects import LOSS_DEFECTS, NORM_DEFECTS
-from support.small_ops import RMS_NORM, SOFTMAX_LOSS, rms_norm_with, softmax_loss_with
+from subjects.mutants import DEFECTS
+from subjects.planted import Defect, times
+from subjects.small_defects import LOSS_DEFECTS, NORM_DEFECTS
+from subjects.small_ops import RMS_NORM, SOFTMAX_LOSS, rms_norm_with, softmax_loss_with
 
 OPS: dict[str, tuple[Op, tuple[Defect, ...]]] = {
     "kto": (OP, DEFECTS),

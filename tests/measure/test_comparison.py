@@ -14,7 +14,7 @@ from ktonum.declare.cases import torch_dtype
 from ktonum.errors import InputError
 from ktonum.measure import comparison
 from ktonum.measure.comparison import Comparison, blocks, compare
-from support.planted import ALL
+from subjects.planted import ALL
 
 
 def _doubles(*values: float) -> Tensor:

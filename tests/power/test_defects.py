@@ -16,7 +16,7 @@ from ktonum.power import row_defects as rows
 from ktonum.power import tile_defects as tiles
 from ktonum.power import whole_tensor_defects as whole
 from ktonum.power.defect_kinds import DEFECTS, SIZED_DEFECTS, Sound
-from support.planted import ALL
+from subjects.planted import ALL
 
 DTYPES = [torch_dtype(name) for name in ALL]
 

@@ -19,9 +19,9 @@ from ktonum.power.defect import Sound, signs
 from ktonum.power.planting import power_of
 from ktonum.report.power_tables import PlantedDefect
 from ktonum.results import STANDARDS, Measurement, Power, Report, Verdict
+from subjects.planted import ALL
+from subjects.small_ops import RMS_NORM, SOFTMAX_LOSS
 from support.combinations import combinations
-from support.planted import ALL
-from support.small_ops import RMS_NORM, SOFTMAX_LOSS
 
 
 def _flagged(probe: Probe, planted: Tensor, standard: str) -> bool:

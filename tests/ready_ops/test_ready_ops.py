@@ -21,9 +21,9 @@ from ktonum.declare.evaluation import Evaluation, Run
 from ktonum.declare.op import Law, Op
 from ktonum.errors import UsageError
 from ktonum.results import Measurement, Report, Verdict
-from support.combinations import combinations
-from support.op_defects import OP_DEFECTS, OPS, OpDefect
-from support.planted import ALL, in_dtypes
+from subjects.op_defects import OP_DEFECTS, OPS, OpDefect
+from subjects.planted import ALL
+from support.combinations import combinations, in_dtypes
 
 # Findings 1 and 7 of docs/findings.md: on a CPU, LayerNorm sums the gradient of its bias in 16 bits, and cross-entropy
 # with label smoothing sums log-probabilities in float16.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 
-__all__ = ["combinations", "covering", "few_or_many"]
+from subjects.planted import SIXTEEN_BIT
+
+__all__ = ["combinations", "covering", "few_or_many", "in_dtypes"]
 
 
 def covering(axes: Sequence[Sequence[Any]], *, strength: int = 1) -> list[int]:
@@ -70,3 +73,19 @@ def combinations(
 def few_or_many(name: str, few: int, many: int) -> pytest.MarkDecorator:
     """Run a test on ``few`` seeds, and on ``many`` where statistics are asked for."""
     return pytest.mark.parametrize(name, [few, pytest.param(many, marks=pytest.mark.exhaustive)])
+
+
+def in_dtypes(
+    name: str, dtypes: Sequence[str], flagged_by: Sequence[str]
+) -> Iterator[tuple[str, tuple[pytest.MarkDecorator, ...]]]:
+    """Each dtype with the marks of a test that plants the defect called ``name`` in it.
+
+    By default it is planted in one dtype of 16 bits and in a wider one, which its name chooses; `gradcheck` applies to
+    float64 alone. The others are exhaustive.
+    """
+    narrow, wide = ([d for d in dtypes if (d in SIXTEEN_BIT) is short] for short in (True, False))
+    if "gradcheck" in flagged_by:
+        wide = ["fp64"]
+    kept = {among[zlib.crc32(name.encode()) % len(among)] for among in (narrow, wide) if among}
+    for dtype in dtypes:
+        yield dtype, () if dtype in kept else (pytest.mark.exhaustive,)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -34,22 +32,6 @@ class Defect:
     flagged_by: tuple[str, ...]
     dtypes: tuple[str, ...] = ALL
     breaks: bool = False
-
-
-def in_dtypes(
-    name: str, dtypes: Sequence[str], flagged_by: Sequence[str]
-) -> Iterator[tuple[str, tuple[pytest.MarkDecorator, ...]]]:
-    """Each dtype with the marks of a test that plants the defect called ``name`` in it.
-
-    By default it is planted in one dtype of 16 bits and in a wider one, which its name chooses; `gradcheck` applies to
-    float64 alone. The others are exhaustive.
-    """
-    narrow, wide = ([d for d in dtypes if (d in SIXTEEN_BIT) is short] for short in (True, False))
-    if "gradcheck" in flagged_by:
-        wide = ["fp64"]
-    kept = {among[zlib.crc32(name.encode()) % len(among)] for among in (narrow, wide) if among}
-    for dtype in dtypes:
-        yield dtype, () if dtype in kept else (pytest.mark.exhaustive,)
 
 
 class _Backward(torch.autograd.Function):

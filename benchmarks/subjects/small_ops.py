@@ -13,7 +13,7 @@ from ktonum.declare.cases import Point
 from ktonum.declare.drawing import Draw
 from ktonum.declare.evaluation import Evaluation, Run
 from ktonum.declare.op import Law, Op
-from support.planted import Change, wide, with_gradient
+from subjects.planted import Change, wide, with_gradient
 
 LOSS_POINT = Point({"N": 9, "V": 37}, {"scale": 1.7})
 NORM_POINT = Point({"N": 11, "H": 48}, {"eps": 1e-6})

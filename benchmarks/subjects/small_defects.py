@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from support.planted import (
+from subjects.planted import (
     ALL,
     SIXTEEN_BIT,
     Change,
@@ -27,7 +27,7 @@ from support.planted import (
     truncated_to_bf16,
     with_gradient,
 )
-from support.small_ops import LOSS_POINT, NORM_POINT, rms_norm_with, softmax_loss_with
+from subjects.small_ops import LOSS_POINT, NORM_POINT, rms_norm_with, softmax_loss_with
 
 Inputs = dict[str, Tensor]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from ktonum.declare.cases import Point
 from ktonum.kernels.contract.formula import kto_losses
 from ktonum.kernels.contract.inputs import KTOInputs
-from support.plain_kto import PlainKTO, Result
-from support.planted import (
+from subjects.plain_kto import PlainKTO, Result
+from subjects.planted import (
     Change,
     Defect,
     DriftingUlp,

@@ -13,7 +13,7 @@ from ktonum.declare.cases import Point
 from ktonum.declare.op import Op
 from ktonum.ready_ops import cross_entropy, fused_linear_cross_entropy, layer_norm, rms_norm, swiglu
 from ktonum.ready_ops.upcasting import rounded_once
-from support.planted import ALL, Change, SummedInLowPrecision, last_row_zero, times, truncated_to_bf16, with_gradient
+from subjects.planted import ALL, Change, SummedInLowPrecision, last_row_zero, times, truncated_to_bf16, with_gradient
 
 #: The ready ops by name.
 OPS: dict[str, Op] = {

@@ -11,7 +11,7 @@ from torch import Tensor
 from ktonum.kernels.contract.config import KTOConfig
 from ktonum.kernels.contract.formula import kl_estimate, kto_losses, reduce_losses, sequence_means, split_sums
 from ktonum.kernels.contract.inputs import KTOInputs
-from support.planted import wide, with_gradient
+from subjects.planted import wide, with_gradient
 
 Result = tuple[Tensor, tuple[Tensor, ...]]
 
