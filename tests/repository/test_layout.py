@@ -6,10 +6,12 @@ import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import ktonum
+import ktonum.kernels
 from support.layout_rules import KERNELS, LIBRARY, MAX_LINES, sources, violations
 from support.repository import ROOT
 
@@ -176,3 +178,13 @@ def test_no_module_takes_the_name_of_a_public_function() -> None:
     modules = {m.name for m in pkgutil.iter_modules(ktonum.__path__)}
     assert not modules & set(ktonum.__all__)
     assert all(callable(getattr(ktonum, name)) for name in ("audit", "compare", "gradcheck"))
+
+
+@pytest.mark.parametrize("package", [ktonum, ktonum.kernels], ids=lambda package: package.__name__)
+def test_every_public_name_loads(package: ModuleType) -> None:
+    names = [name for name in package.__all__ if name != "__version__"]
+    assert names and all(hasattr(package, name) for name in names)
+    with pytest.raises(
+        AttributeError, match=f"module '{package.__name__}' has no attribute 'novelty'; it has .*{names[0]}"
+    ):
+        _ = package.novelty
