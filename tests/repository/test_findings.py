@@ -18,11 +18,6 @@ PAGE = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
 REPRODUCTIONS = dict(re.findall(r"^```python file=(\S+)\n((?:.*\n)*?)```$", PAGE, re.MULTILINE))
 
 
-def test_every_finding_has_a_reproduction_that_asserts_it() -> None:
-    assert len(REPRODUCTIONS) == len(re.findall(r"^## \d", PAGE, re.MULTILINE)) >= 6
-    assert all("\nassert " in code for code in REPRODUCTIONS.values())
-
-
 @pytest.mark.parametrize("name", REPRODUCTIONS)
 def test_a_reproduction_shows_its_finding(name: str, tmp_path: Path) -> None:
     if "liger" in REPRODUCTIONS[name]:
