@@ -44,7 +44,9 @@ def _planted() -> list[Any]:
         for defect in defects:
             shown = [d for d in defect.dtypes if d == "fp64" or set(defect.flagged_by) != {"gradcheck"}]
             for dtype, marks in in_dtypes(defect.name, shown, defect.flagged_by):
-                found.append(pytest.param(op, defect, dtype, id=f"{name}-{defect.name}-{dtype}", marks=marks))
+                # With the names of the checks, so that `pytest -k strided` finds what the check of that name must flag.
+                label = f"{name}-{defect.name}-{'+'.join(defect.flagged_by)}-{dtype}"
+                found.append(pytest.param(op, defect, dtype, id=label, marks=marks))
     return found
 
 
