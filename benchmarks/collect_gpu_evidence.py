@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-#: The ready ops, audited with the implementations that others publish: see docs/findings.md.
-OPS = ("rms_norm", "layer_norm", "swiglu", "cross_entropy", "fused_linear_cross_entropy")
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # the checkout that this file is in, whether ktonum is installed or not
 
 from ktonum.errors import UsageError  # noqa: E402
-from ktonum.report.environment import describe_environment  # noqa: E402  # the checkout first, installed or not
+from ktonum.report.environment import describe_environment  # noqa: E402
 from ktonum.results import CheckResult, Report  # noqa: E402
+from subjects.op_defects import OPS  # noqa: E402
 
 
 @dataclass(frozen=True)

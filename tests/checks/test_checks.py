@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import pkgutil
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from ktonum import checks
 from ktonum.auditing.judge import check_named, run_check
 from ktonum.case.context import CaseContext
 from ktonum.checks import CHECKS, checks_for
@@ -103,6 +106,11 @@ def test_a_planted_defect_is_flagged(op: Op, defect: Defect, dtype: str) -> None
         result = run_check(check_named(planted, case, name), context)
         assert result.verdict is expected, (name, result.verdict, result.reason, result.details)
         assert result.failed and result.reason
+
+
+def test_every_file_with_a_check_is_registered() -> None:
+    files = [importlib.import_module(f"ktonum.checks.{m.name}") for m in pkgutil.iter_modules(checks.__path__)]
+    assert {file.CHECK for file in files if hasattr(file, "CHECK")} == set(CHECKS)
 
 
 def test_every_defect_is_planted_in_the_default_run_and_every_check_asked() -> None:

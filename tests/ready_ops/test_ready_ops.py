@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ktonum import ready_ops
 from ktonum.auditing.in_process import audit
 from ktonum.auditing.judge import check_named, run_check
 from ktonum.bounds.formats import spacing
@@ -47,6 +50,8 @@ def _case(op: Op, dtype: str, at: int = 0) -> Case:
 
 
 def test_every_ready_op_is_shipped_by_its_name() -> None:
+    files = [importlib.import_module(f"ktonum.ready_ops.{m.name}") for m in pkgutil.iter_modules(ready_ops.__path__)]
+    assert {file.OP.name: file.OP for file in files if hasattr(file, "OP")} == OPS
     assert set(OPS) == set(cli.SHIPPED) - {"kto"}
     for name, op in OPS.items():
         assert cli.SHIPPED[name].endswith(f"ktonum.ready_ops.{name}:OP") and set(op.candidates) == {
