@@ -1,11 +1,11 @@
-"""Everything that wants a GPU, in one run: tests, audits, published candidates, tolerances.
+"""Runs everything that needs a GPU: tests, audits, published candidates, benchmarks, tolerances.
 
-Run it from a checkout on a machine with a CUDA device; nothing needs to be installed but the packages::
+Run it from a checkout on a machine with a CUDA device. ktonum need not be installed, but its requirements must be::
 
     python benchmarks/collect_gpu_evidence.py [--out FOLDER] [--only NAME ...] [--liger-checkout PATH]
 
-Each stage writes its log and, for audits, its JSON report to the folder; ``README.md`` there states device, versions,
-commit and date, what each stage came to, and the errors at production size.
+Each stage writes a log to the folder; an audit also writes its JSON report. The folder's ``README.md`` states device,
+versions, commit and date, the exit status and the time of each stage, and the errors at production size.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from subjects.op_defects import OPS  # noqa: E402
 
 @dataclass(frozen=True)
 class Stage:
-    """One command; ``report`` is the JSON report it leaves in the folder, if any."""
+    """One command. ``report`` is the file name of its JSON report, or empty."""
 
     name: str
     command: list[str]
@@ -38,7 +38,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage came to."""
+    """Exit status and time of a stage."""
 
     stage: Stage
     status: int
@@ -46,7 +46,7 @@ class Outcome:
 
 
 def stages(out: Path, liger_checkout: str | None) -> list[Stage]:
-    """All stages, the cheapest and most telling first."""
+    """All stages. The first ones are cheap and tell most."""
 
     def audit(name: str, *arguments: str) -> Stage:
         report = f"{name}.json"
@@ -77,7 +77,7 @@ def stages(out: Path, liger_checkout: str | None) -> list[Stage]:
 
 
 def run(stage: Stage, out: Path) -> Outcome:
-    """Run a stage; its output goes to a log and its last lines to the terminal."""
+    """Run a stage. Its output goes to a log, and the last lines also to the terminal."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     environment.pop("TRITON_INTERPRET", None)
     started = time.perf_counter()
@@ -132,16 +132,16 @@ def summary(outcomes: list[Outcome], out: Path) -> str:
 
 
 def main() -> int:
-    """Run the stages; exit status 1 if one failed."""
+    """Run the stages. The exit status is 1 if a stage failed; published candidates may fail."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--only", nargs="*", help="names of stages; all when left out")
+    parser.add_argument("--only", nargs="*", help="names of stages (default: all)")
     parser.add_argument("--liger-checkout", help="a Liger-Kernel checkout, to run its own KTO tests")
     arguments = parser.parse_args()
     import torch
 
     if not torch.cuda.is_available():
-        sys.stderr.write("no CUDA device here: run this on a machine with one; `ktonum doctor` says what is missing\n")
+        sys.stderr.write("no CUDA device found: run this on a machine with one; `ktonum doctor` says what is missing\n")
         return 2
     arguments.out.mkdir(parents=True, exist_ok=True)
     listed = stages(arguments.out, arguments.liger_checkout)
@@ -152,7 +152,7 @@ def main() -> int:
     for stage in listed:
         if not arguments.only or stage.name in arguments.only:
             outcomes.append(run(stage, arguments.out))
-            # After every stage: a run that is cut off leaves what it measured.
+            # After every stage, so that a run that is cut off leaves what it measured.
             (arguments.out / "README.md").write_text(summary(outcomes, arguments.out), encoding="utf-8")
     return int(any(o.status for o in outcomes if not o.stage.name.startswith("candidate-")))
 

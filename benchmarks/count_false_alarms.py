@@ -1,10 +1,10 @@
-"""How often does the audit flag a correct implementation: thousands of cases over ops, dtypes and dims, on a CPU.
+"""How often does the audit flag a correct implementation? It gets thousands of cases of all ops, dtypes and dims.
 
     python benchmarks/count_false_alarms.py [--cases 10000] [--jobs 2] [--state FILE] [--out docs/false_alarms.md]
 
-Every case has dims of its own, drawn from its number, at the parameters and distributions of the op's quick points; all
-checks are put to it, without the search for their power. Results are kept in the state file, a line for each block of
-cases; run again, it goes on where it was stopped. The exit status is 1 if there was an alarm.
+The number of a case determines its dims. Its parameters and distribution are those of one of the op's quick points. The
+case gets all checks, without the search for their power, on a CPU. The state file has a line for each block of cases
+that is done. A second run goes on where the first one stopped. The exit status is 1 if there was an alarm.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from subjects.planted import ALL
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = 50
-# The largest size of each dim; the smallest is 2, that no law is left without two rows.
+# The largest size of each dim. The smallest is 2, because laws need two rows.
 _LARGEST = {"B": 6, "T": 24, "N": 48, "H": 160, "V": 300}
-# In rows of two elements the variance is often below 6e-4, whose r³ = var^(-3/2) overflows float16 when autograd takes
-# the derivative of the reciprocal root: plain LayerNorm's gradient is NaN there, and not correct.
+# In rows of two elements the variance is often below 6e-4. The derivative of the reciprocal root has the factor
+# var^(-3/2), which then overflows float16: the gradient of plain LayerNorm is NaN, which is not correct.
 _SMALLEST_NORMALISED = 8
-# Finite differences take most of a case's time: one float64 case in so many gets them.
+# One float64 case in so many gets finite differences, because they take most of a case's time.
 _GRADCHECK_EVERY = 5
 
 
@@ -62,7 +62,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Block:
-    """What came of `BLOCK` cases: how many by subject and dtype, how many measurements, and every alarm."""
+    """The results of `BLOCK` cases: how many by subject and dtype, how many measurements, and every alarm."""
 
     number: int
     cases: dict[str, int] = field(default_factory=dict)
@@ -71,10 +71,10 @@ class Block:
 
 
 def subjects() -> tuple[Subject, ...]:
-    """Float32 inside and rounded once, under `precise`; plain PyTorch under `eager`.
+    """Candidates in float32 that round once, held to `precise`; and plain PyTorch, held to `eager`.
 
-    torch's LayerNorm and its label smoothing are left out, for they are not correct in 16 bits: see docs/findings.md.
-    Plain LayerNorm in float16 gets no rows below `_SMALLEST_NORMALISED`.
+    Torch's LayerNorm and its label smoothing are left out because they are not correct in 16 bits: see
+    docs/findings.md. Rows of plain LayerNorm in float16 have at least `_SMALLEST_NORMALISED` elements.
     """
     found = [
         Subject(replace(KTO, candidate=PlainKTO), "precise", "kto, float32 inside"),
@@ -90,7 +90,7 @@ def subjects() -> tuple[Subject, ...]:
 
 
 def case_number(number: int) -> tuple[Subject, Op, Case]:
-    """The case of that number; subjects and dtypes take turns."""
+    """The case of that number. Subjects and dtypes take turns."""
     every = subjects()
     subject = every[number % len(every)]
     dtype = ALL[number // len(every) % len(ALL)]
@@ -107,7 +107,7 @@ def case_number(number: int) -> tuple[Subject, Op, Case]:
 
 
 def alarms_of(subject: Subject, op: Op, case: Case) -> Iterator[str]:
-    """An empty text for each measurement within its bound, and what is wrong for each that is not."""
+    """For each measurement an empty text if it is within its bound, else what is wrong."""
     context = CaseContext(op, case)
     for check in checks_for(op, case):
         where = f"{subject.label}, {subject.standard}: {case.name}::{check.name}"
@@ -128,14 +128,14 @@ def alarms_of(subject: Subject, op: Op, case: Case) -> Iterator[str]:
 
 
 def alarms_at_its_limits(subject: Subject, op: Op, case: Case) -> Iterator[str]:
-    """The same of the candidate's outputs and gradients at its limits, see `rounding_floor`.
+    """The same for the candidate's outputs and gradients at its limits: see `rounding_floor`.
 
-    For what meets `precise` by construction; plain PyTorch's own error is what `eager` measures.
+    Only for candidates that meet `precise` by construction, because `eager` measures plain PyTorch's own error.
     """
     if subject.standard != "precise":
         return
     context = CaseContext(op, case)
-    expected = context.oracle.tensors()  # drawn and calculated outside of the mode
+    expected = context.oracle.tensors()  # before the mode changes how PyTorch calculates
     with AtItsLimits(case.name):
         tensors = context.evaluate().tensors()
     for probe in held_to_bounds(context, actual=tensors, expected=expected):
@@ -237,7 +237,7 @@ def _read(state: Path) -> dict[int, Block]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the state file lacks, print alarms as they come, write the page."""
+    """Run the blocks that the state file lacks, print alarms when they occur, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)

@@ -1,11 +1,11 @@
-"""Do fresh errors exceed a fitted tail's levels as often as it says, on dims that it was fitted to and on others?
+"""Do fresh errors exceed the levels of a fitted tail as often as the tail predicts, on the same dims and on new ones?
 
     python benchmarks/count_tail_exceedances.py [--fresh 10000] [--jobs 2] [--out docs/tolerances.md]
 
-Errors of right implementations, as shares of their derived bounds, are calibrated at many dims drawn at random. Then
-fresh seeds are drawn, half of them at these dims and half at dims of their own, and those beyond the fitted levels and
-beyond the tolerance are counted. The table takes the place of the one in the page, between two marks. The exit status
-is 1 if a tolerance was exceeded.
+The script first fits a tail to errors of right implementations, as shares of their derived bounds, at many random dims.
+Then it draws fresh seeds, half of them at these dims and half at new dims. It counts how many errors exceed the fitted
+levels and the tolerance. ``--out`` replaces the table between two marks of the page. The exit status is 1 if an error
+exceeded its tolerance.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = (1e-1, 1e-2, 1e-3)
 MARKS = ("<!-- rates: written by benchmarks/count_tail_exceedances.py -->\n", "<!-- end of rates -->\n")
 FALSE_ALARM = 1e-6
-# The calibration: so many dims, and seeds at each.
+# The calibration: the number of dims, and of seeds at each of them.
 _DIMS, _SEEDS = 200, 10
 _REPLICAS = 400
 _CONFIDENCE = 0.95
@@ -48,7 +48,7 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Subject:
-    """A right implementation of an op in a dtype, its parameters, and the sizes that its dims are drawn from."""
+    """A right implementation of an op in a dtype, its parameters, and the range from which each dim is drawn."""
 
     op: Op
     dtype: str
@@ -62,10 +62,10 @@ class Subject:
         return f"{self.op.name}, {self.candidate}, {self.dtype}"
 
     def block(self, number: int, first: int, seeds: int) -> Block:
-        """Seeds at the dims of that number; dims are drawn anew for each."""
+        """Seeds at the dims of that number. Each number has dims of its own."""
         draw = random.Random(seed_of(f"{self.label} {number}"))
         dims = {name: draw.randint(*sizes) for name, sizes in self.sizes.items()}
-        # The number of the dims is part of every seed: others may come to the same sizes.
+        # The number is part of every seed, because two numbers may draw the same sizes.
         offset = 1_000_000 * (1 + number) + first
         case = Case(self.op.name, Point(dims, self.parameters), self.dtype, "cpu", offset)
         return Block(self.op.with_candidate(self.candidate), self.candidate, case, seeds)
@@ -85,7 +85,11 @@ SUBJECTS = (
 
 
 def measure(task: tuple[int, int, int, int]) -> dict[str, list[float]]:
-    """Shares of the bound by ``output/measure``, of one block: its subject, dims, first seed and seeds."""
+    """Shares of the bound in one block, by ``output/measure``.
+
+    Args:
+        task: Place of the subject in `SUBJECTS`, number of the dims, first seed, and number of seeds.
+    """
     torch.set_num_threads(1)
     subject, number, first, seeds = task
     return {
@@ -98,9 +102,10 @@ class Count:
     """How many fresh errors of one output in one measure exceed a level.
 
     Attributes:
-        level: The predicted share of errors that do.
-        observed: How many did, of ``fresh``.
-        low, high: What ``observed`` would be within in 95 of 100 such experiments, were the prediction right.
+        level: The predicted share of errors that exceed it.
+        observed: How many exceeded it.
+        fresh: How many errors there were.
+        low, high: If the prediction is right, ``observed`` is between these in 95 of 100 such experiments.
     """
 
     level: float
@@ -116,9 +121,12 @@ class Count:
 
 
 class Calibration:
-    """The tail of errors at several dims, and those that other calibrations would have found.
+    """The tail of errors at several dims, and the tails that other calibrations would have found.
 
-    Dims are drawn again, with replacement, and the tail is fitted to their errors.
+    For each of the others, dims are drawn again with replacement, and a tail is fitted to their errors.
+
+    Args:
+        by_dims: For each dims its errors.
     """
 
     def __init__(self, by_dims: Sequence[Sequence[float]]) -> None:
@@ -131,10 +139,10 @@ class Calibration:
             self._others.append((fit_tail(sorted(again), replicas=0)[0], len(again)))
 
     def count(self, fresh: Sequence[float], level: float) -> Count:
-        """How many of the fresh errors exceed the level, and how many may.
+        """How many of the fresh errors exceed the level, and how many may exceed it.
 
-        Where another calibration puts the level, the tail of this one knows the rate of: the rate to be expected here,
-        had that one been right.
+        Another calibration would have put the level elsewhere. This calibration's tail gives the rate of errors beyond
+        that place.
         """
         reached = exceedance(self.tail, samples=len(self.sample), level=level)
         counts = []
@@ -150,7 +158,7 @@ class Calibration:
 
 
 def experiments(subject: int, fresh: int, pool: Any) -> Iterator[tuple[str, list[str], list[Count], int]]:
-    """For each measure of a subject: its name, the cells of its row, the counts, and errors beyond the tolerance."""
+    """For each measure of a subject: name, cells of its row, counts, and number of errors beyond the tolerance."""
     half = fresh // 2
     per_dims = -(-half // _DIMS)
     fitted = pool.map(measure, [(subject, n, 0, _SEEDS) for n in range(_DIMS)], chunksize=4)
@@ -177,7 +185,7 @@ def _cell(found: Count) -> str:
 
 
 def table(fresh: int, jobs: int) -> tuple[str, int]:
-    """The table in Markdown, and how many errors were beyond their tolerance."""
+    """The table in Markdown, and how many errors exceeded their tolerance."""
     columns = [f"{level:g}" for level in LEVELS]
     heading = ["measure", *(f"{c}, same dims" for c in columns), *(f"{c}, new dims" for c in columns)]
     heading += ["ξ", "p of the fit", "largest", "tolerance", "beyond it"]
@@ -202,14 +210,14 @@ def table(fresh: int, jobs: int) -> tuple[str, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the table, put it into the page."""
+    """Measure, print the table, and write it into the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--fresh", type=int, default=10_000, help="fresh seeds of each implementation [10000]")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, default=None, help="a page that has the two marks")
+    parser.add_argument("--out", type=Path, default=None, help="write the table into this page, between the two marks")
     options = parser.parse_args(arguments)
     if options.fresh < 2 * _DIMS:
-        parser.error(f"--fresh is {options.fresh}: draw {2 * _DIMS} or more")
+        parser.error(f"invalid --fresh {options.fresh}: use {2 * _DIMS} or more")
     if options.out is not None and any(mark not in options.out.read_text("utf-8") for mark in MARKS):
         parser.error(f"--out {options.out} lacks the marks {MARKS[0].strip()} and {MARKS[1].strip()}")
     text, beyond = table(options.fresh, options.jobs)

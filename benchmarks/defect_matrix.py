@@ -41,15 +41,15 @@ from subjects.small_ops import RMS_NORM, SOFTMAX_LOSS
 ROOT = Path(__file__).resolve().parents[1]
 #: The audit must flag defects larger than this many times the rounding floor.
 FACTOR = 3.0
-# Right implementations at their limits beside the right candidate itself: see `rounding_floor`.
+# The number of right implementations at their limits, in addition to the right candidate: see `rounding_floor`.
 _AT_ITS_LIMITS = 8
-# The same candidate under another name, for a check that wants another verdict of it.
+# Suffixes of defects whose candidate is listed a second time, because another check must give another verdict.
 _REPEATED = (", by differences", ", gradients")
 
 
 @dataclass(frozen=True)
 class Planted:
-    """A wrong candidate and a right one, on the same point."""
+    """A wrong candidate and the right one that it was made from, at the same point."""
 
     name: str
     wrong: Op
@@ -58,11 +58,14 @@ class Planted:
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one defect in one dtype, and each judge's answer.
+    """The size of one defect in one dtype, and each judge's answer.
 
     Attributes:
-        size: Its error over the rounding floor; NaN where the candidate breaks.
-        alone: Its error over that of the right implementation alone that it was planted in.
+        name: The defect's name.
+        dtype: Short name of the dtype.
+        size: The defect's error divided by the rounding floor; NaN if the candidate breaks.
+        alone: The defect's error divided by that of the right implementation that it was planted in.
+        flagged: For each judge whether it flags the defect; None if its rule is not about the dtype.
     """
 
     name: str
@@ -92,7 +95,7 @@ def planted_defects() -> tuple[Planted, ...]:
 
 
 def right_ops() -> tuple[Op, ...]:
-    """Correct implementations, one op a point: where judges must stay silent."""
+    """Correct implementations, one op for each point. No judge should flag them."""
 
     def by_point(op: Op, points: Iterable[Point]) -> list[Op]:
         return [replace(op, dims=[point]) for point in points]
@@ -111,13 +114,13 @@ def _context(op: Op, dtype: str) -> CaseContext:
 
 
 def examine(defect: Planted, dtype: str) -> Row:
-    """Measure a defect and put it to every judge."""
+    """Measure a defect and ask every judge about it."""
     flagged = tuple(judge.flags(Trial(_context(defect.wrong, dtype))) for judge in JUDGES)
     return Row(defect.name, dtype, *sizes_of(defect, dtype), flagged)
 
 
 def sizes_of(defect: Planted, dtype: str) -> tuple[float, float]:
-    """`Row.size` and `Row.alone`: the defect's error over right ones, at the worst tensor."""
+    """`Row.size` and `Row.alone`, at the worst tensor."""
     context, right = _context(defect.wrong, dtype), _context(defect.right, dtype)
     actual = Trial(context).actual
     if actual is None:
@@ -255,7 +258,7 @@ def document(rows: Sequence[Row], alarms: Sequence[Row]) -> str:
 
 
 def _table(rows: Iterable[Row]) -> list[str]:
-    """How many of the rows each judge flags, of those that its rule is about, by dtype."""
+    """For each judge and dtype: how many rows it flags, of those that its rule is about."""
     listed = list(rows)
     lines = ["| flagged by | " + " | ".join(ALL) + " |", "|---|" + "---|" * len(ALL)]
     for i, judge in enumerate(JUDGES):
@@ -265,7 +268,7 @@ def _table(rows: Iterable[Row]) -> list[str]:
 
 
 def missed_defects(rows: Sequence[Row]) -> list[Row]:
-    """Rows of defects that exceed the floor, which the audit passed."""
+    """Rows of defects that exceed the floor and that the audit passed."""
     return [r for r in rows if r.size > FACTOR and not r.flagged[0]]
 
 

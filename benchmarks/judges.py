@@ -1,8 +1,8 @@
-"""Rules by which projects decide whether a kernel is right, each as it is published, put to the same results.
+"""The rules by which projects decide whether a kernel is right, as they are published, for the same results.
 
-Every judge but gradcheck sees the candidate's outputs and gradients of one case, under an upstream gradient that is not
-one, beside the reference in the same dtype (what plain PyTorch gives) and in float64. That is more than most of the
-tests they come from look at.
+Every judge but gradcheck sees the outputs and gradients of the candidate in one case, under an upstream gradient that
+is not one. It also sees those of the reference in the same dtype (plain PyTorch) and in float64. Most of the tests that
+the judges come from look at less.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Judge:
     """A published rule.
 
     Attributes:
-        name: For a table's head.
-        source: Where it is written.
-        flags: Whether it takes the candidate for wrong; None where the rule says nothing of the dtype.
+        name: Its name in tables.
+        source: Where it is published.
+        flags: Whether it says that the candidate is wrong; None if the rule is not about the dtype.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Judge:
 
 @dataclass
 class Trial:
-    """One candidate on one case, with what the judges look at."""
+    """One candidate on one case: what the judges look at."""
 
     context: CaseContext
 
@@ -54,9 +54,9 @@ class Trial:
 
     @cached_property
     def actual(self) -> Mapping[str, Tensor] | None:
-        """The candidate's outputs and gradients; None where any test would have met an exception."""
+        """The candidate's outputs and gradients; None if any test would have raised an exception."""
         try:
-            # What `expected` finds missing, a test would have, too.
+            # `expected` raises if an output is missing; a test would raise, too.
             names = self.context.expected()
         except (CandidateError, UsageError):
             return None
@@ -64,7 +64,7 @@ class Trial:
         return {name: tensors[name] for name in names}
 
     def every(self, right: Callable[[Tensor, Tensor, Tensor], bool]) -> bool:
-        """Whether ``right(actual, plain, oracle)`` holds for every tensor; the plain one comes in the same dtype."""
+        """Whether ``right(actual, plain, oracle)`` holds for every tensor. ``plain`` has the dtype of ``actual``."""
         if self.actual is None:
             return False
         plain, oracle = self.context.plain.tensors(), self.context.oracle.tensors()
@@ -80,7 +80,7 @@ def _ktonum(trial: Trial) -> bool:
 def _gradcheck(fast: bool) -> Callable[[Trial], bool | None]:
     def flags(trial: Trial) -> bool | None:
         context = trial.context
-        # Nor of a gradient that is not the loss's derivative by definition, such as that of a detached reference point.
+        # A gradient may by definition differ from the derivative, for example if the reference point is detached.
         if trial.dtype != "fp64" or "gradcheck" in context.case.point.without:
             return None
         others = {k: v for k, v in context.inputs.items() if k not in context.differentiable}
@@ -101,7 +101,7 @@ def _gradcheck(fast: bool) -> Callable[[Trial], bool | None]:
     return flags
 
 
-# Of Liger-Kernel's KTO test: (atol, rtol) by dtype; it has no others.
+# (atol, rtol) of Liger-Kernel's KTO test, which has no other dtypes.
 _USUAL = {"bf16": (5e-2, 5e-1), "fp32": (1e-5, 5e-4)}
 
 
@@ -114,10 +114,10 @@ def _usual_tolerances(trial: Trial) -> bool | None:
 
 def _twice_plain(trial: Trial) -> bool | None:
     if trial.dtype == "fp64":
-        return None  # nothing is known better there
+        return None  # there is no wider dtype for the reference
 
     def right(actual: Tensor, plain: Tensor, oracle: Tensor) -> bool:
-        # The reference comes upcast and rounded; adding and subtracting 0.3 shows the dtype's roundoff.
+        # The reference is calculated in a wider dtype and rounded. Adding and subtracting 0.3 shows the roundoff.
         reference = oracle.to(actual.dtype)
         floor = 2 * float((reference + 0.3 - 0.3 - reference).abs().max())
         worst = float((actual - reference).abs().max())
@@ -175,10 +175,18 @@ JUDGES = (
 
 
 def relative_error(actual: Tensor, oracle: Tensor, *floors: Tensor) -> float:
-    """The larger of two ratios: in norm and at the worst element, the error of ``actual`` over that of ``floors``.
+    """The error of ``actual`` divided by the error of right candidates: in norm or at the worst element.
 
-    ``floors`` are right candidates' tensors, and the largest of their errors counts; at least one rounding of the
-    oracle to their dtype, for their own errors may be zero by luck. NaN where they should not be are infinitely wrong.
+    The larger of the two ratios counts. The divisor is the largest error of ``floors``, and at least one rounding of
+    the oracle to their dtype, because their own errors may be zero by luck.
+
+    Args:
+        actual: The candidate's tensor, of any dtype.
+        oracle: The truth in float64, of the same shape.
+        floors: Right candidates' tensors, of the same shape and of the dtype under audit.
+
+    Returns:
+        The ratio; infinite where ``actual`` has NaN or infinity at other places than the oracle.
     """
     finite = oracle.isfinite()
     if not bool((actual.isfinite() == finite).all()):

@@ -1,11 +1,15 @@
-"""How wrong a right implementation may be: the same formula, its sums and functions taken to their limits.
+"""How wrong may a right implementation be? `AtItsLimits` takes the sums and functions of a formula to their limits.
 
-One right implementation's error is small by luck, above all in float64, where it repeats the oracle operation by
-operation. Another adds in another order, on another library's functions. `AtItsLimits` makes of PyTorch code one whose
-sums, means and products are added one by one in their own dtype, and whose rsqrt, sigmoid and log-softmax err by up to
-what `ktonum.bounds.FUNCTION_ERROR` grants a function: what the references of the shipped ops are made of. One sum is
-left to PyTorch: that of a log-softmax's gradient, which a smoothed loss makes of V equal numbers. Added one by one they
-err all alike, in proportion to V, up to three times what the bounds grant: no standard grants it, and nobody adds so.
+The error of a single right implementation may be small by luck, above all in float64, where it repeats the oracle
+operation by operation. Other implementations add in another order and call the functions of another library.
+
+Under `AtItsLimits`, PyTorch adds the terms of sums, means and products one by one in their own dtype. Its rsqrt,
+sigmoid, exp and log (in log-softmax) are wrong by up to `ktonum.bounds.FUNCTION_ERROR`. The references of the shipped
+ops consist of these operations.
+
+PyTorch keeps one sum: that in the gradient of log-softmax. A smoothed loss gives it V equal terms. If they were added
+one by one, all roundings would go in the same direction, and the error would grow with V to three times the bounds. No
+standard allows this error, and no implementation adds in this way.
 """
 
 from __future__ import annotations
@@ -24,12 +28,12 @@ from ktonum.declare.cases import seed_of
 __all__ = ["AtItsLimits"]
 
 _aten = torch.ops.aten
-# Narrower ones are left to PyTorch, which adds them up in float32.
+# PyTorch itself handles the narrower dtypes: it adds them up in float32.
 _WIDE = (torch.float32, torch.float64)
 
 
 def _one_by_one(terms: Tensor) -> Tensor:
-    """Σ over the last dim, each partial sum rounded. NumPy's accumulate keeps the dtype; torch's cumsum is wider."""
+    """Sum over the last dim, each partial sum rounded. NumPy's accumulate keeps the dtype; torch's cumsum does not."""
     if not terms.shape[-1]:
         return terms.sum(-1)
     return torch.from_numpy(np.add.accumulate(terms.detach().numpy(), axis=-1)[..., -1].copy())
@@ -49,7 +53,7 @@ def _mean(t: Tensor, dims: Sequence[int] | None = None, keepdim: bool = False, *
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a b, of matrices."""
+    """The product of two matrices."""
     return _one_by_one(a.unsqueeze(1) * b.T.unsqueeze(0))
 
 
@@ -58,10 +62,13 @@ def _product_added(added: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alph
 
 
 class AtItsLimits(TorchDispatchMode):
-    """Within: sums one by one, functions off by up to what is granted, in float32 and float64 on a CPU.
+    """A context in which sums are added one by one and functions are wrong, in float32 and float64 on a CPU.
 
     Args:
-        name: Seeds the functions' errors.
+        name: Seed of the functions' errors.
+
+    Attributes:
+        handled: The operations that were called and changed.
     """
 
     def __init__(self, name: str) -> None:
@@ -95,7 +102,7 @@ class AtItsLimits(TorchDispatchMode):
         def wrong(tensor: Tensor) -> Tensor:
             exact = function(tensor.double())
             share = torch.rand(exact.shape, generator=self._generator, dtype=torch.float64) * 2 - 1
-            # Rounding the result takes one u of what is granted.
+            # The rounding of the result is one of the roundings that FUNCTION_ERROR counts.
             return (exact + share * (FUNCTION_ERROR - 1) * unit_roundoff(tensor.dtype) * exact).to(tensor.dtype)
 
         return wrong
@@ -106,5 +113,5 @@ class AtItsLimits(TorchDispatchMode):
         return x - (largest + self._wrong(torch.log)(added))
 
     def _log_softmax_backward(self, gradient: Tensor, output: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-        # Not one by one: see the module.
+        # PyTorch's own sum: the docstring of this module says why.
         return gradient - self._wrong(torch.exp)(output) * gradient.sum(dim, keepdim=True)

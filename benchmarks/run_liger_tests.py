@@ -1,13 +1,14 @@
-"""Runs Liger-Kernel's own KTO test, unmodified, with its loss class swapped for another.
+"""Runs Liger-Kernel's own KTO test, unmodified, with another class in place of its loss.
 
     git clone https://github.com/linkedin/Liger-Kernel
     python benchmarks/run_liger_tests.py --checkout Liger-Kernel
 
-Needs ``pip install 'ktonum[peers]'``: the test runs against the installed liger-kernel, and imports transformers and
-tokenizers. Nothing is written into the checkout. The exit status is pytest's, or 2 for a wrong argument.
+This needs ``pip install 'ktonum[peers]'``, because the test runs against the installed liger-kernel and imports
+transformers and tokenizers. Nothing is written into the checkout. The exit status is pytest's, or 2 for a wrong
+argument.
 
-The file is its own pytest plugin: pytest imports it in a process of its own, where it puts the candidate into the place
-of ``liger_kernel.chunked_loss.LigerFusedLinearKTOLoss`` before the test file is imported.
+This file is also a pytest plugin. pytest imports it in a second process. There it replaces
+``liger_kernel.chunked_loss.LigerFusedLinearKTOLoss`` with the candidate before the test file is imported.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def split(target: str) -> tuple[str, str]:
     """
     module, _, attribute = target.partition(":")
     if not (module and attribute):
-        raise ValueError(f"candidate {target!r}: write module:Class, such as {DEFAULT_CANDIDATE}")
+        raise ValueError(f"candidate {target!r}: write module:Class, for example {DEFAULT_CANDIDATE}")
     return module, attribute
 
 
@@ -46,7 +47,7 @@ def load(target: str) -> Any:
     """The class named by ``module:attribute``.
 
     Raises:
-        ValueError: It does not have that form, or cannot be found.
+        ValueError: It does not have that form, or there is no such class.
     """
     module, attribute = split(target)
     try:
@@ -67,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Refuses to run tests that hold another class than the candidate: they would say nothing about it."""
+    """Refuses to run tests that do not use the candidate, because they would say nothing about it."""
     import pytest
 
     candidate = load(os.environ[CANDIDATE_VARIABLE])
@@ -77,13 +78,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Names the candidate above pytest's closing line."""
+    """Names the candidate in the last lines of pytest's output."""
     terminalreporter.write_line(f"{SWAPPED} was {os.environ[CANDIDATE_VARIABLE]}")
 
 
 def environment(checkout: Path, candidate: str, device: str) -> dict[str, str]:
-    """The test process's environment: where it imports from, the candidate, and Triton's interpreter on a CPU."""
-    # Options and worker names of a pytest that runs this one are not for it.
+    """The environment of the test process: import paths, the candidate, and Triton's interpreter on a CPU."""
+    # If a pytest runs this script, its options and worker names must not reach the pytest that this script starts.
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     here = Path(__file__).resolve().parent
     paths = [str(checkout), str(here), variables.get("PYTHONPATH", "")]
@@ -102,7 +103,7 @@ def environment(checkout: Path, candidate: str, device: str) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parses the command line and runs pytest in a process of its own; returns its exit status."""
+    """Parses the command line, runs pytest in a second process, and returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkout", type=Path, required=True, help="a clone of Liger-Kernel")
     parser.add_argument("--candidate", default=DEFAULT_CANDIDATE, help="module:Class (default: %(default)s)")
@@ -116,14 +117,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (checkout / TEST_FILE).is_file():
         parser.error(
             f"--checkout {options.checkout}: no {TEST_FILE} there; "
-            f"get one by: git clone https://github.com/linkedin/Liger-Kernel"
+            f"get a checkout: git clone https://github.com/linkedin/Liger-Kernel"
         )
     try:
         split(options.candidate)
     except ValueError as error:
         parser.error(str(error))
     command = [sys.executable, "-m", "pytest", str(TEST_FILE), "-k", options.tests, "-p", Path(__file__).stem]
-    # Liger's pyproject.toml names options of pytest plugins that need not be installed here.
+    # Not Liger's pyproject.toml: it has options of pytest plugins that may not be installed.
     command += ["-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(checkout), "-q"]
     command += options.pytest_arguments
     return subprocess.run(

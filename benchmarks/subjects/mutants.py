@@ -1,4 +1,4 @@
-"""KTO losses, each with one planted defect: small edits of the right one in `plain_kto`."""
+"""KTO losses with one planted defect each. Every one is a small edit of the right loss in `plain_kto`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MODEL = Point({"B": 4, "T": 7, "H": 16, "V": 24}, {"with_bias": True, "masked": 
 KL = Point(
     {"B": 4, "T": 5, "H": 12, "V": 19},
     {"kl_from": "sequences", "beta": 0.3, "desirable_weight": 1.3, "undesirable_weight": 0.7, "masked": 0.9},
-    without=("gradcheck",),  # the reference point is detached: its influence is in the differences alone
+    without=("gradcheck",),  # differences see the influence of the reference point; its gradient is detached
 )
 AVERAGE = Point(
     {"B": 3, "T": 7, "H": 17, "V": 19},
@@ -45,12 +45,12 @@ NONE = Point(
     {"B": 5, "T": 6, "H": 8, "V": 37},
     {"reduction": "none", "kl_from": "batch", "reference_from": "none", "beta": 0.05, "masked": 0.5},
 )
-# Log-probabilities without a reference are negative; references that count masked tokens too are below the policy's.
+# Without a reference, log-probabilities are negative. References that count masked tokens, too, are below the policy's.
 KL_NEGATIVE = replace(KL, parameters={**KL.parameters, "reference_from": "none"})
 KL_POSITIVE = replace(KL, parameters={**KL.parameters, "reference_from": "logps"})
-# Sequences enough for a low-precision sum to lose more than rounding the result does.
+# So many sequences that a low-precision sum loses more than one rounding of the result.
 MANY = Point({"B": 128, "T": 1, "H": 16, "V": 24}, {"masked": 0.0})
-#: Every branch of the loss: where right candidates must pass.
+#: Right candidates must pass at each of these points. Together they have every branch of the loss.
 POINTS = (MODEL, KL, KL_NEGATIVE, KL_POSITIVE, AVERAGE, APO, NONE)
 
 
@@ -109,7 +109,7 @@ class MaskOffByOne(PlainKTO):
 
 
 class MaskedTokensInGradient(PlainKTO):
-    """What a fused backward leaves that forgets the mask."""
+    """As in a fused backward that forgets the mask."""
 
     def receive(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
         self.masked = ~self.unmasked(given["target"]).unsqueeze(-1)
@@ -137,21 +137,21 @@ class UpstreamSummed(PlainKTO):
 
 
 class LogitsRounded(PlainKTO):
-    """To bfloat16, as plain PyTorch and the published losses do under bfloat16."""
+    """The logits are rounded to bfloat16, as plain PyTorch and the published losses do in bfloat16."""
 
     def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return rounded(torch.bfloat16)(super().logits(x, weight, bias))
 
 
 class LogpsLeftToAutocast(PlainKTO):
-    """Takes logits for float32, which under autocast on a CPU are bfloat16, as is then all that comes of them."""
+    """Expects logits in float32. Under autocast on a CPU they, and all that follows from them, are in bfloat16."""
 
     def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.nn.functional.linear(x, weight, bias)
 
 
 class SummedInBF16(PlainKTO):
-    """The weight's gradient, added up over the sequences."""
+    """The weight's gradient is added up over the sequences in bfloat16."""
 
     def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         copies = SummedInLowPrecision.apply(weight, x.shape[0])
@@ -160,7 +160,7 @@ class SummedInBF16(PlainKTO):
 
 
 class LogitsAddedUpInBF16(PlainKTO):
-    """An accumulator of too few bits: right over a few terms, and stuck over many."""
+    """An accumulator with too few bits: it is right for a few terms, and stops growing after many."""
 
     def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         exact = super().logits(x, weight, bias)
@@ -178,7 +178,7 @@ class ScalesWeightInPlace(PlainKTO):
 
 
 class ClearsMaskedInPlace(PlainKTO):
-    """A second run changes nothing any more: only a pristine copy gives it away."""
+    """A second run on the same inputs changes nothing more, so that only a fresh copy of the inputs shows it."""
 
     def receive(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
         given["input"].detach().masked_fill_(~self.unmasked(given["target"]).unsqueeze(-1), 0)
@@ -211,7 +211,7 @@ class NondeterministicGradient(PlainKTO):
     noise = DriftingUlp()
 
     def gradient(self, name: str, gradient: Tensor) -> Tensor:
-        # Of the dtype that is returned: float32's last place would be rounded away.
+        # In the dtype that is returned, because a change in float32's last place would be rounded away.
         return gradient if name != "weight" else self.noise(gradient.to(self.returned_in)).to(gradient.dtype)
 
     def receive(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -220,7 +220,7 @@ class NondeterministicGradient(PlainKTO):
 
 
 class DependsOnBatch(PlainKTO):
-    """The largest of the batch, as if it were one row of a softmax."""
+    """Each loss depends on the largest log-probability of the batch, as if the batch were one row of a softmax."""
 
     def losses(self, logps: Tensor, reference: Tensor | None, labels: Tensor, kl: Tensor | None) -> Tensor:
         return super().losses(logps, reference, labels, kl) + 1e-2 * logps.amax() / logps.numel()
@@ -233,7 +233,7 @@ class DependsOnPosition(PlainKTO):
 
 
 class PaddingCounted(PlainKTO):
-    """The loss of padding at the end of a sequence is small, but not zero."""
+    """Padding at the end of a sequence has a small loss instead of none."""
 
     def unmasked(self, target: Tensor) -> Tensor:
         unmasked = super().unmasked(target)
@@ -252,7 +252,7 @@ class BiasGradientMissing(PlainKTO):
 
 
 class BiasGradientMisplaced(PlainKTO):
-    """A backward that returns one gradient too few in front where the input needs none."""
+    """A backward that returns one gradient too few if the input needs none."""
 
     def receive(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
         alone = not given["input"].requires_grad
@@ -260,7 +260,7 @@ class BiasGradientMisplaced(PlainKTO):
 
 
 class ScalesSavedGradient(PlainKTO):
-    """What a backward does that was computed by the forward and is scaled in place: right once."""
+    """The forward computes the gradient, and each backward scales it in place: only the first one is right."""
 
     def receive(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
         self.passes = 0
@@ -272,7 +272,7 @@ class ScalesSavedGradient(PlainKTO):
 
 
 class GradientWrittenOverInput(PlainKTO):
-    """As published chunked losses do with logits, here with hidden states that somebody else may read."""
+    """Published chunked losses do this with logits; here it happens to hidden states that others may read."""
 
     def receive(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
         read = {k: v.clone() for k, v in given.items()}

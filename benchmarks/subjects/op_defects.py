@@ -1,4 +1,4 @@
-"""Defects planted in `ktonum.ready_ops`: small edits of their references, run wide and rounded once."""
+"""Defects planted in the ops of `ktonum.ready_ops`: small edits of the references, in float32 and rounded once."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ OPS: dict[str, Op] = {
 
 @dataclass(frozen=True)
 class OpDefect:
-    """A wrong candidate for the op, and the checks that must not let it pass at every quick point but ``not_at``.
+    """A wrong candidate for the op, and the checks that must flag it at every quick point where it shows.
 
-    ``not_at`` holds names or values of parameters, and distributions, where the defect changes nothing.
+    ``not_at`` has names and values of parameters, and distributions, with which the defect changes nothing.
     """
 
     op: str
@@ -40,14 +40,14 @@ class OpDefect:
         return f"{self.op}: {self.name}"
 
     def shows(self, point: Point) -> bool:
-        """Whether the defect changes anything there that is looked at."""
+        """Whether the defect changes something that the checks of the point look at."""
         if point.checks and not {*point.checks} & {*self.flagged_by}:
             return False
         return not {*point.parameters, *point.parameters.values(), point.distribution} & set(self.not_at)
 
 
 def _gradient(op: str, name: str, change: Change) -> Callable[..., Any]:
-    """The right op, the gradient of one input passed through ``change``."""
+    """The right op, except that the gradient of one input goes through ``change``."""
 
     def wrong(**inputs: Any) -> Tensor:
         return OPS[op].reference(**{**inputs, name: with_gradient(inputs[name], change)})
@@ -78,7 +78,7 @@ def _unbiased(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def _gate_of_sigmoid(gate: Tensor, up: Tensor) -> Tensor:
-    """σ taken for a constant by the backward: its second term is missing."""
+    """The backward takes σ for a constant, so that its second term is missing."""
     return gate * torch.sigmoid(gate).detach() * up
 
 
@@ -111,9 +111,9 @@ def _leans_on_last_row(op: str) -> Callable[..., Any]:
 
 
 def _last_class_missing(input: Tensor, weight: Tensor, target: Tensor, **rest: Any) -> Tensor:
-    """The last class takes no part in the log-sum-exp, as if the vocabulary were rounded down to whole tiles.
+    """The last class is missing in the log-sum-exp, as if the vocabulary were rounded down to whole tiles.
 
-    The loss moves by one part in 2000, which rounding it to 16 bits hides; the gradient's row of that class is zero.
+    The loss changes by one part in 2000, which a rounding to 16 bits hides. The gradient's row of that class is zero.
     """
     edge = torch.zeros(weight.shape[0], dtype=weight.dtype)
     edge[-1] = -1e4
@@ -122,7 +122,7 @@ def _last_class_missing(input: Tensor, weight: Tensor, target: Tensor, **rest: A
 
 
 def _added_in_bf16(op: str, *names: str) -> Callable[..., Any]:
-    """The gradients of inputs that all rows share, added up row by row in bfloat16."""
+    """The gradients of inputs that all rows share are added up row by row in bfloat16."""
 
     def wrong(**inputs: Any) -> Tensor:
         rows = inputs["x"].shape[0]
@@ -134,13 +134,13 @@ def _added_in_bf16(op: str, *names: str) -> Callable[..., Any]:
 
 
 def _head_added_in_bf16(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor, **rest: Any) -> Tensor:
-    """The same of a head, whose gradient is added to once for each chunk of tokens."""
+    """The same for a head, whose gradient gets one addition for each chunk of tokens."""
     by_row = SummedInLowPrecision.apply(weight, input.shape[0])
     return cross_entropy.reference((by_row @ input.unsqueeze(2))[:, :, 0] + bias, target, **rest)
 
 
 def _classes_added_in_bf16(logits: Tensor, target: Tensor, **parameters: Any) -> Tensor:
-    """The log-sum-exp of a running sum in bfloat16; the gradient is right."""
+    """The log-sum-exp comes from a running sum in bfloat16. The gradient is right."""
     exponentials = (logits - logits.amax(-1, keepdim=True)).exp().detach()
     total = torch.zeros(logits.shape[0], dtype=torch.bfloat16)
     for column in exponentials.unbind(1):
@@ -239,7 +239,7 @@ OP_DEFECTS = (
 
 
 def _rounded_off(op: str, name: str, change: Callable[[Tensor, float], Tensor]) -> Callable[..., Any]:
-    """The right op, the gradient of one input changed by so many roundings of the input's dtype."""
+    """The right op, except that the gradient of one input is off by some roundings of the input's dtype."""
     right = rounded_once(OPS[op].reference)
 
     def wrong(**inputs: Any) -> Tensor:
@@ -251,12 +251,12 @@ def _rounded_off(op: str, name: str, change: Callable[[Tensor, float], Tensor]) 
 
 
 def _noise(gradient: Tensor, size: float) -> Tensor:
-    """± ``size`` of each element, by turns that no row or column knows of."""
+    """Each element is off by ``size`` of itself, up or down. The signs follow no row and no column."""
     turns = torch.arange(gradient.numel(), dtype=torch.float64).mul(2.0**0.5).frac().ge(0.5).view(gradient.shape)
     return gradient * (1 + size * (2 * turns.double() - 1))
 
 
-#: Defects a few roundings large, not chosen for being flagged: where the audit's sight ends.
+#: Defects of a few roundings. They were not chosen because the audit flags them: they show how small a defect it sees.
 BORDERLINE = tuple(
     OpDefect(op, name, _rounded_off(op, x, change), ())
     for op, x in (("rms_norm", "x"), ("swiglu", "gate"), ("fused_linear_cross_entropy", "weight"))

@@ -1,6 +1,7 @@
-"""KTO in plain PyTorch, right under `precise` in every dtype: float32 inside (float64 for float64), rounded once.
+"""KTO in plain PyTorch that meets `precise` in every dtype.
 
-Each step is a method, so that a defect is one method of a subclass.
+It calculates in float32 (float64 for float64) and rounds once. Each step is a method, so that a subclass with one other
+method has one planted defect.
 """
 
 from __future__ import annotations
@@ -67,11 +68,11 @@ class PlainKTO(torch.nn.Module):
         return target != self.config.ignore_index
 
     def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # In two halves, as a tiled kernel adds them up: in float64 the reference would be repeated bit for bit.
+        # In two halves, as a tiled kernel adds them up. One product would repeat the float64 reference bit for bit.
         half = (x.shape[-1] + 1) // 2
         first = torch.nn.functional.linear(x[..., :half], weight[:, :half], bias)
         second = torch.nn.functional.linear(x[..., half:], weight[:, half:])
-        # Autocast gives bfloat16; log-probabilities in it are 25 times as wrong as the reference's.
+        # Autocast gives bfloat16, in which log-probabilities are 25 times as wrong as those of the reference.
         return wide(first) + wide(second)
 
     def logps(self, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +101,8 @@ class PlainKTO(torch.nn.Module):
         return kl_estimate(policy, reference)
 
     def losses(self, logps: Tensor, reference: Tensor | None, labels: Tensor, kl: Tensor | None) -> Tensor:
-        # B numbers in float64: autograd differentiates a sigmoid y as y (1 − y), which cancels where it is near one.
+        # In float64, which is cheap for B numbers: autograd differentiates a sigmoid y as y (1 − y), and 1 − y cancels
+        # where y is near one.
         reference, kl = (None if t is None else t.double() for t in (reference, kl))
         return kto_losses(logps.double(), reference, labels, kl, self.config).to(logps.dtype)
 

@@ -1,4 +1,4 @@
-"""Faults to plant in tensors and gradients, each as small as it can be, and the record of a planted defect."""
+"""Small faults to plant in tensors and gradients, and the record of a planted defect."""
 
 from __future__ import annotations
 
@@ -20,10 +20,15 @@ Change = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Defect:
-    """A wrong candidate, and the checks that must not let it pass.
+    """A wrong candidate, and the checks that must flag it.
 
-    ``point`` is where the defect shows; ``dtypes`` those in which it exceeds the rounding errors of a right candidate.
-    The verdict is FAIL, or ERROR for a candidate that ``breaks``: a mutant that raises by mistake proves nothing.
+    Attributes:
+        name: What is wrong.
+        candidate: The wrong candidate.
+        point: Where the defect shows.
+        flagged_by: Names of the checks that must flag it.
+        dtypes: In these, the defect exceeds the rounding errors of a right candidate.
+        breaks: Whether the verdict must be ERROR instead of FAIL. A candidate that raises by mistake proves nothing.
     """
 
     name: str
@@ -46,13 +51,13 @@ class _Backward(torch.autograd.Function):
 
 
 def with_gradient(tensor: Tensor, change: Change) -> Tensor:
-    """``tensor``, whose gradient passes through ``change`` on its way back."""
+    """``tensor``, whose gradient goes through ``change`` in the backward."""
     changed: Tensor = _Backward.apply(tensor, change)
     return changed
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """In the accumulator's dtype: float64 for float64, otherwise float32. The gradient is rounded once on its way."""
+    """In the accumulator's dtype: float64 for float64, else float32. The backward rounds the gradient once."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor
 
 
@@ -61,31 +66,31 @@ def times(factor: float) -> Change:
 
 
 def last_row_zero(tensor: Tensor) -> Tensor:
-    """One row is never written back, of all but the last dimension."""
+    """The last row stays zero; a row is along the last dimension."""
     rows = tensor.clone()
     rows.view(-1, rows.shape[-1])[-1] = 0
     return rows
 
 
 def last_tile_missing(tensor: Tensor) -> Tensor:
-    """The first dimension's last five entries, as if a grid were rounded down."""
+    """The last five entries of the first dimension are zero, as if a grid were rounded down."""
     return torch.cat([tensor[:-5], torch.zeros_like(tensor[-5:])])
 
 
 def tile_unwritten(tensor: Tensor) -> Tensor:
-    """The last five entries are whatever lay in fresh memory."""
+    """The last five entries are what was in fresh memory before."""
     fresh = torch.empty_like(tensor)
     fresh[:-5] = tensor[:-5]
     return fresh
 
 
 def tile_of_poison(tensor: Tensor) -> Tensor:
-    """The same, where an earlier run's NaN lay."""
+    """The same, in memory that holds NaN from an earlier run."""
     return torch.cat([tensor[:-5], torch.full_like(tensor[-5:], torch.nan)])
 
 
 def truncated_to_bf16(tensor: Tensor) -> Tensor:
-    """A store that drops float32's lower half, as Triton's interpreter does: 0.28 % too short on average."""
+    """A store that drops the lower half of float32, as Triton's interpreter does: 0.28 % too small on average."""
     short = (tensor.detach().float().view(torch.int32) & -(2**16)).view(torch.float32)
     return tensor + (short.to(tensor.dtype) - tensor.detach())
 
@@ -95,7 +100,7 @@ def rounded(dtype: torch.dtype) -> Change:
 
 
 def as_if_contiguous(tensor: Tensor) -> Tensor:
-    """What a kernel reads that computes addresses from the shape alone."""
+    """What a kernel reads if it computes addresses from the shape and ignores the strides."""
     strides = [1]
     for size in reversed(tensor.shape[1:]):
         strides.insert(0, strides[0] * size)
@@ -103,7 +108,7 @@ def as_if_contiguous(tensor: Tensor) -> Tensor:
 
 
 def reading_past_the_end(tensor: Tensor) -> Tensor:
-    """Adds zero times the element behind the last one: a load whose mask is applied after it."""
+    """Adds zero times the element behind the last one, as a load does whose mask is applied too late."""
     last = sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True)) + 1
     if (tensor.storage_offset() + last) * tensor.element_size() >= tensor.untyped_storage().nbytes():
         return tensor
@@ -111,7 +116,7 @@ def reading_past_the_end(tensor: Tensor) -> Tensor:
 
 
 class DriftingUlp:
-    """Every call moves each element by one unit in the last place more: no two runs agree."""
+    """Each call moves every element by one more unit in the last place, so that no two runs agree."""
 
     def __init__(self) -> None:
         self._calls = itertools.count()
@@ -124,7 +129,7 @@ class DriftingUlp:
 
 
 class SummedInLowPrecision(torch.autograd.Function):
-    """A weight handed out ``copies`` times, whose gradients are added up one by one in bfloat16."""
+    """A weight that is used ``copies`` times. Its gradients are added up one by one in bfloat16."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, copies: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""Sums, inner products, log-sum-exp and softmax with each order's additions carried out, and how far off they are.
+"""Sums, inner products, log-sum-exps and softmaxes whose additions are carried out in a chosen order, and their errors.
 
-Errors are shares of the tolerance that `ktonum.bounds` derives; 1 uses it up. Truth is NumPy's long double, which has
-64 bits on x86 and is summed by halves: enough beside float64's 53.
+Errors are shares of the tolerance that `ktonum.bounds` derives: 1 is the whole tolerance. The truth is in NumPy's long
+double, which has 64 bits on x86 and is summed by halves. Compared with float64's 53 bits, that is enough.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ DATA: dict[str, Callable[[torch.Generator, tuple[int, int]], Tensor]] = {
     "zero mean": lambda g, shape: torch.randn(shape, generator=g, dtype=torch.float64),
     "positive": lambda g, shape: torch.rand(shape, generator=g, dtype=torch.float64) / 64,
 }
-# The largest of so many errors is not small by luck: that of 16 is below half the standard deviation with probability
-# 2e-7, of half as many with 5e-4.
+# So many rows, because the largest of few errors may be small by luck. The largest of 16 errors is below half the
+# standard deviation with probability 2e-7, the largest of 8 with probability 5e-4.
 _ROWS = 16
 _ELEMENTS_AT_ONCE = 2**21
 
@@ -62,12 +62,12 @@ Long = NDArray[np.longdouble]
 
 @dataclass(frozen=True)
 class Subject:
-    """One point: which numbers, stored how, how many.
+    """One point: which numbers are added, how many, and how they are stored.
 
     Attributes:
         op: A name of `OPS`.
-        storage: Format of inputs and result; fp64 is accumulated in fp64, all others in fp32.
-        terms: Numbers that are added.
+        storage: Format of inputs and result. The accumulator is fp64 for fp64, else fp32.
+        terms: How many numbers are added.
         data: A name of `DATA`.
     """
 
@@ -78,27 +78,27 @@ class Subject:
 
     @property
     def form(self) -> Format:
-        """The storage's."""
+        """The format of the storage."""
         return FORMATS[self.storage]
 
     @property
     def accumulator(self) -> torch.dtype:
-        """What sums are accumulated in."""
+        """The dtype in which sums are accumulated."""
         return torch.float64 if self.storage == "fp64" else torch.float32
 
     @property
     def rows(self) -> int:
-        """How many: half as many long ones, for the time they take; of a softmax each row has many elements."""
+        """How many rows. Long ones are half as many, to save time; two of a softmax, whose rows have many elements."""
         least = 2 if self.op == "softmax" else _ROWS // 2
         return max(least, min(_ROWS, _ELEMENTS_AT_ONCE // self.terms))
 
     @property
     def roundoff(self) -> float:
-        """The accumulator's u."""
+        """The unit roundoff of the accumulator."""
         return torch.finfo(self.accumulator).eps / 2
 
     def inputs(self, count: int) -> Iterator[tuple[Tensor, ...]]:
-        """``count`` inputs of shape (rows, terms), blocks of rows; the storage's numbers in the accumulator's dtype."""
+        """Blocks of rows of ``count`` inputs of shape (rows, terms): stored numbers in the accumulator's dtype."""
         generator = torch.Generator().manual_seed(seed_of(repr(self)))
         at_once = max(1, min(self.rows, _ELEMENTS_AT_ONCE // self.terms))
         for start in range(0, self.rows, at_once):
@@ -108,7 +108,7 @@ class Subject:
 
 
 def added(values: Tensor, order: Order) -> Tensor:
-    """Row sums of (rows, n), every addition rounded to the tensor's dtype, in the given order."""
+    """Row sums of a tensor (rows, n). Additions are in the given order, each rounded to the tensor's dtype."""
     terms = values.shape[1]
     if order.name == "pairwise":
         while values.shape[1] > 1:
@@ -131,7 +131,7 @@ def _one_by_one(values: Tensor) -> Tensor:
 
 
 Judged = tuple[Tensor, Long, Tensor, Tensor]
-# For each order: result before its last rounding, truth, amplitude and coherent part of the error; of a block of rows.
+# For a block of rows, and each order: result before its last rounding, truth, amplitude and coherent part of the error.
 Op = Callable[[Subject, Sequence[Order], Sequence[Tensor]], Iterator[Judged]]
 
 
@@ -161,7 +161,7 @@ def _products(subject: Subject, orders: Sequence[Order], inputs: Sequence[Tensor
 
 
 def _logsumexp(subject: Subject, orders: Sequence[Order], inputs: Sequence[Tensor]) -> Iterator[Judged]:
-    logits = 3 * inputs[0]  # exact in the accumulator, for what has 8 or 11 digits
+    logits = 3 * inputs[0]  # exact in the accumulator if the inputs have 8 or 11 bits
     shift = logits.amax(-1, keepdim=True)
     exponentials = (logits - shift).exp()
     truth = np.log(np.exp(_long(logits) - _long(shift)).sum(-1)) + _long(shift)[:, 0]
@@ -180,7 +180,7 @@ def _softmax(subject: Subject, orders: Sequence[Order], inputs: Sequence[Tensor]
         yield exponentials / added(exponentials, order).unsqueeze(1), truth, *scheme.softmax_errors()
 
 
-#: By name: how many inputs it takes, and the op.
+#: By name: the number of inputs, and the op.
 OPS: dict[str, tuple[int, Op]] = {
     "sum": (1, _sums),
     "inner product": (2, _products),
@@ -200,13 +200,13 @@ def uses(
     operands: Callable[[Tensor], Tensor] | None = None,
     accumulate: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, float]:
-    """For each order the largest error over all elements as a share of its tolerance.
+    """For each order the largest error of all elements, as a share of its tolerance.
 
     Args:
         subject: The point.
-        orders: In which to add.
-        operands: A defect: what an implementation makes of its inputs, which the truth does not see.
-        accumulate: A defect: how an implementation adds instead, whatever the order; for sums and inner products.
+        orders: The orders of the additions.
+        operands: A defect: a change of the inputs that only the implementation makes, not the truth.
+        accumulate: A defect: another way to add, instead of every order. For sums and inner products.
     """
     count, op = OPS[subject.op]
     worst: dict[str, float] = {}
@@ -227,7 +227,7 @@ def uses(
 
 
 def one_by_one_in(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """An accumulator of 16 bits: each partial sum is rounded to it."""
+    """A way to add with an accumulator of 16 bits: each partial sum is rounded to ``dtype``."""
 
     def accumulate(values: Tensor) -> Tensor:
         total = torch.zeros(len(values), dtype=dtype)
@@ -239,5 +239,5 @@ def one_by_one_in(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
 
 def to_tf32(values: Tensor) -> Tensor:
-    """What tensor cores read of float32 operands."""
+    """Float32 operands as tensor cores read them."""
     return TF32.round(values).to(values.dtype)

@@ -1,4 +1,4 @@
-"""Defects planted in the two small ops, which have nothing to do with KTO."""
+"""Defects planted in the two ops of `small_ops`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _detaches_weight(inputs: Inputs) -> Inputs:
 
 
 def _halved_when_alone(inputs: Inputs) -> Inputs:
-    """The weight's gradient comes from a buffer that is filled for the input's."""
+    """The weight's gradient needs a buffer that is filled only with the input's gradient."""
     alone = not inputs["x"].requires_grad
     return {k: with_gradient(v, times(0.5)) if k == "weight" and alone else v for k, v in inputs.items()}
 
@@ -73,13 +73,13 @@ def _requires_gradients(inputs: Inputs) -> Inputs:
 
 
 def _doubling(inputs: Inputs) -> Inputs:
-    """A backward that scales a saved buffer in place: every further one of the same graph gives twice as much."""
+    """Each backward scales a saved buffer in place: the next one through the same graph gives twice as much."""
     passes = itertools.count()
     return {k: with_gradient(v, lambda g: g * 2 ** next(passes)) if k == "x" else v for k, v in inputs.items()}
 
 
 def _overwrites_activations(inputs: Inputs) -> Inputs:
-    """Unseen by autograd, as a kernel does; and spares the caller's own tensors."""
+    """Overwrites an activation behind autograd's back, as a kernel does. The caller's own tensors stay as they are."""
     x = inputs["x"]
     read = {k: v.clone() for k, v in inputs.items()}
     if not x.is_leaf:
@@ -114,7 +114,7 @@ def _nan_hidden(tensor: Tensor) -> Tensor:
 
 
 def _minus_infinity_spread(tensor: Tensor) -> Tensor:
-    """Subtracts minus infinity from itself, as a block does that is masked in full."""
+    """Subtracts minus infinity from itself, as in a block of which everything is masked."""
     return tensor + 0 * tensor.detach().amin()
 
 
@@ -125,9 +125,9 @@ def _refuses_without_a_name(inputs: Inputs) -> Inputs:
 
 
 def _added_in_chunks(inputs: Inputs) -> Inputs:
-    """The weight's gradient added up row by row in bfloat16."""
+    """The weight's gradient is added up row by row in bfloat16."""
     x, weight = inputs["x"], inputs["weight"]
-    # A copy for each row: `rms_norm_with` multiplies row by row.
+    # One copy for each row, because `rms_norm_with` multiplies row by row.
     return {"x": x, "weight": SummedInLowPrecision.apply(weight, x.shape[0])}
 
 
@@ -148,7 +148,7 @@ def _wide_upstream_ignored(gradient: Tensor) -> Tensor:
 
 
 def _upstream_as_if_contiguous(gradient: Tensor) -> Tensor:
-    """A kernel without a case for strides other than those of a sum's backward."""
+    """A kernel that knows two layouts: contiguous, and expanded as in the backward of a sum."""
     return gradient if 0 in gradient.stride() else as_if_contiguous(gradient)
 
 
@@ -157,7 +157,7 @@ def _first_upstream_for_all(gradient: Tensor) -> Tensor:
 
 
 def _subnormals_flushed(gradient: Tensor) -> Tensor:
-    """As some hardware does with float16."""
+    """Subnormal numbers become zero, as on some hardware in float16."""
     return torch.where(gradient.abs() < torch.finfo(torch.float16).tiny, 0, gradient)
 
 
@@ -166,7 +166,7 @@ def _clipped(gradient: Tensor) -> Tensor:
 
 
 def _over_the_batch(tensor: Tensor) -> Tensor:
-    """Each row leans on the last one."""
+    """Each row depends on the last one."""
     return tensor * (1 + 1e-1 * tensor[-1, 0])
 
 

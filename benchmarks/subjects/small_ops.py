@@ -1,4 +1,4 @@
-"""Two small ops on plain PyTorch, with and without an error analysis, and right candidates to plant defects in."""
+"""Two small ops in plain PyTorch, their error models, and right candidates to plant defects in."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _as_given(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _prepared(receive: Receive, gradient: Mapping[str, Change], **inputs: Tensor) -> list[Tensor]:
-    """The inputs as a kernel would see them: read once, in the accumulator's dtype."""
+    """The inputs as a kernel reads them: once, into the accumulator's dtype."""
     read = {k: wide(v) for k, v in receive(inputs).items()}
     return [with_gradient(v, gradient[k]) if k in gradient else v for k, v in read.items()]
 
@@ -48,7 +48,7 @@ def softmax_loss_with(
 
     def candidate(*, x: Tensor, target: Tensor, scale: float) -> dict[str, Tensor]:
         (read, labels) = _prepared(receive, gradient or {}, x=x, target=target)
-        # Backwards: sums in another order than the reference's, which must not be mistaken for a defect.
+        # Backwards, so that sums have another order than the reference's. A check must not take that for a defect.
         z = logits(scale * read).flip(0, 1)
         loss = torch.nn.functional.cross_entropy(z, z.shape[1] - 1 - labels.flip(0))
         return {"loss": output(with_gradient(loss.to(x.dtype), upstream))}
@@ -163,7 +163,7 @@ def _reversal(run: Run) -> list[Run]:
 def _unreversed(parts: Sequence[Evaluation], run: Run) -> Evaluation:
     (part,) = parts
     outputs = {k: v.flip(0) if v is not None and v.dim() else v for k, v in part.outputs.items()}
-    # Sums over rows may come out in another order; the law on them is not exact, so it leaves them out.
+    # Without gradients that are sums over rows: in another order they differ by roundings, and the law may be exact.
     x = part.gradients["x"]
     return Evaluation(outputs, {"x": None if x is None else x.flip(0)})
 
