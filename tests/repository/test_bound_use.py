@@ -27,7 +27,7 @@ def test_it_measures_replaces_the_table_and_judges(
     assert text.startswith("before") and text.endswith("after\n") and "old" not in text
     assert capsys.readouterr().out.strip() in text
     assert len(ROW.findall(text)) == len(OPS) * len(STORAGES) + 7
-    # A tolerance that everything is within, or nothing, fails.
+    # A limit that every defect is within fails, and so does one that a right reduction is not within.
     for attribute, value in (("MOST", 1e9), ("MOST", 0.5), ("LEAST", 0.9)):
         monkeypatch.setattr(benchmark, attribute, value)
         assert benchmark.main() == 1

@@ -1,4 +1,4 @@
-"""The budget of the test session: what costs more than it fails, and the slowest files are named."""
+"""The budget of the test session: a session that exceeds it fails, and names its slowest files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TESTS = {
 
 
 def session(pytester: pytest.Pytester, budget: str) -> pytest.RunResult:
-    """A session of two files, one of them slow, in this process; a yardstick is a hundredth of a second."""
+    """A session of two files in this process. One file is slow. A yardstick is a hundredth of a second."""
     pytester.makepyfile(**TESTS)
     (pytester.path / "budget.txt").write_text(f"# A comment.\n{budget}\n", encoding="utf-8")
     return pytester.runpytest_inprocess("-p", "support.cpu_seconds", "--cpu-budget", "budget.txt", "-n", "0")

@@ -1,4 +1,4 @@
-"""The defect matrix: its judges judge, its page is about defects that exist, and a part comes out as written."""
+"""The defect matrix: its judges work, its page has all defects, and parts of it come out as written again."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_the_page_has_every_defect_and_every_judge(matrix: ModuleType) -> None:
     assert {int(count) for count in counted} <= {len(names)}
 
 
-# One that every value judge must see, one that rounding nearly hides, one of memory. What differs from run to run does
-# so before the judges, too.
+# A defect that every judge of values must see, one that rounding nearly hides, and one in memory. No defect that
+# differs from run to run, because its marks may differ, too.
 SAMPLE = (
     "kto: reference model ignored",
     "rms_norm: gradient scaled by 1.01",
@@ -60,8 +60,8 @@ def test_a_part_of_the_matrix_comes_out_as_written(matrix: ModuleType, name: str
     assert [matrix._MARKS[flagged] for flagged in row.flagged] == written
 
 
-# What is more accurate than plain PyTorch in 16 bits is as far from it as that is from the truth; and in float32 plain
-# PyTorch's largest error may be small by luck.
+# In 16 bits, a candidate that is more accurate than plain PyTorch is as far from it as plain PyTorch is from the truth.
+# In float32, the largest error of plain PyTorch may be small by luck.
 FALSE_ALARMS = {("assert_close", "bf16"), ("assert_close", "fp16"), ("2 × plain", "fp32")}
 
 
@@ -98,13 +98,13 @@ def test_relative_error_by_hand(matrix: ModuleType) -> None:
     floor = torch.tensor([1.0, 2.0, 2.0 + 2.0**-10]).float()
     wrong = torch.tensor([1.0, 2.0, 2.0 + 2.0**-6]).float()
     assert matrix.relative_error(wrong, oracle, floor) == pytest.approx(16)
-    # A right result without any error is granted one rounding: 2⁻²⁴ of the largest element, or of the norm.
+    # If the right result has no error, the divisor is one rounding: 2⁻²⁴ of the largest element, or of the norm.
     assert matrix.relative_error(wrong, oracle, oracle.float()) == pytest.approx(2.0**-6 / (2.0**-24 * 2))
     assert matrix.relative_error(oracle.float(), oracle, floor) == 0
     assert math.isinf(matrix.relative_error(torch.tensor([1.0, 2.0, math.nan]), oracle, floor))
 
 
-def test_the_page_names_a_miss_and_what_is_one_by_luck_alone(matrix: ModuleType) -> None:
+def test_the_page_names_a_miss_and_one_that_is_a_miss_by_luck(matrix: ModuleType) -> None:
     count = len(matrix.JUDGES)
     rows = [matrix.Row("a", "bf16", 4.0, 4.0, (False,) * count), matrix.Row("b", "bf16", 2.0, 4.0, (False,) * count)]
     assert matrix.missed_defects(rows) == rows[:1]
@@ -115,7 +115,7 @@ def test_the_page_names_a_miss_and_what_is_one_by_luck_alone(matrix: ModuleType)
     assert "Nothing." in matrix.document([replace(row, size=2.0) for row in rows], [])
 
 
-def test_what_is_at_its_limits_adds_one_by_one_and_errs_as_granted(matrix: ModuleType) -> None:
+def test_at_its_limits_pytorch_adds_one_by_one_and_errs_as_much_as_allowed(matrix: ModuleType) -> None:
     terms = torch.rand(4000, generator=torch.Generator().manual_seed(0))
     one_by_one = terms[0].clone()
     for term in terms[1:]:
@@ -142,5 +142,5 @@ def test_the_floor_is_no_less_than_the_planted_implementations_own(matrix: Modul
     for defect in (d for d in matrix.planted_defects() if d.name.endswith("16 roundings")):
         size, alone = matrix.sizes_of(defect, dtype)
         assert 0 < size <= alone
-        # In float64 the one implementation repeats the oracle; in float32 it may be the farthest from it by chance.
+        # In float64 the implementation repeats the oracle. In float32 it may by chance have the largest error of all.
         assert dtype != "fp64" or size < 0.95 * alone

@@ -1,4 +1,4 @@
-"""What the default run leaves out is listed, and combinations that it keeps have every value."""
+"""CONTRIBUTING.md lists what the default run leaves out, and the combinations that it keeps have every value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.combinations import combinations, covering, few_or_many
 from support.repository import ROOT
 
 TESTS = ROOT / "tests"
-#: What a test file says when it leaves something out.
+#: A test file that leaves something out has one of these words.
 WORDS = re.compile(r"\bmark\.exhaustive\b|@combinations\(|@few_or_many\(|\bin_dtypes\(|\bcovering\(")
 
 

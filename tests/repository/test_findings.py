@@ -1,4 +1,4 @@
-"""What docs/findings.md says of other implementations is still so: each reproduction there ends in an assertion."""
+"""The findings of docs/findings.md about other implementations still hold: each reproduction there is run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_reproduction_shows_its_finding(name: str, tmp_path: Path) -> None:
 
 
 def _run_in_the_interpreter(script: Path) -> None:
-    """Here, if this session's kernels are interpreted anyway, else in a process of its own; raises what it raises."""
+    """Run the script in this process if its kernels are interpreted anyway, else in a new one. It must succeed."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         _run_here(script)
         return

@@ -23,7 +23,7 @@ CHECKOUT_VARIABLE = "KTONUM_LIGER_CHECKOUT"
 
 RunHere = Callable[[Path, str], tuple[int, str]]
 
-# Laid out as Liger's checkout. Its one test passes for a loss of beta 0.5 * 0.1: none but `HalfBeta` below.
+# The test in a folder that is laid out like Liger's checkout. It passes only for a beta of 0.5 * 0.1, as in `HalfBeta`.
 OWN_TEST = """
 import torch
 from liger_kernel.chunked_loss import LigerFusedLinearKTOLoss
@@ -47,7 +47,7 @@ class HalfBeta(ReferenceKTOLoss):
 
 
 def run_driver(checkout: Path, candidate: str, *arguments: str, path: Path | None = None) -> tuple[int, str]:
-    """The driver's exit status and output, in a process of its own, as is the pytest that it runs."""
+    """Exit status and output of the driver in a new process. It starts pytest in another one."""
     environment = dict(os.environ)
     if path is not None:
         environment["PYTHONPATH"] = os.pathsep.join(p for p in (str(path), environment.get("PYTHONPATH", "")) if p)
@@ -58,11 +58,11 @@ def run_driver(checkout: Path, candidate: str, *arguments: str, path: Path | Non
 
 @pytest.fixture
 def run_here(monkeypatch: pytest.MonkeyPatch) -> RunHere:
-    """The driver and its pytest in this process, on the CPU: what it says of a candidate needs none of its own."""
+    """The driver and its pytest in this process, on the CPU. Its messages about candidates need no new process."""
     import liger_kernel.chunked_loss
 
     driver = load_object(f"{DRIVER}:main").__globals__
-    # The plugin swaps it, and its process ends with it.
+    # The plugin replaces the class and does not put it back, because its own process ends. This process goes on.
     swapped = driver["SWAPPED"]
     monkeypatch.setattr(liger_kernel.chunked_loss, swapped, getattr(liger_kernel.chunked_loss, swapped))
 

@@ -1,4 +1,4 @@
-"""What is shipped, at which versions it is tested, and the commands that install and run it."""
+"""The files that are shipped, the versions that are tested, and the commands that install and run ktonum."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FOLDERS = {"ktonum": "ktonum", **{folder: package.replace(".", "/") for package,
 
 
 def pins(text: str) -> dict[str, str]:
-    """The versions in a constraints file, by normalised name; fails on a line that pins nothing exactly."""
+    """The versions in a constraints file, by normalised name. Fails on a line that does not pin one exact version."""
     found: dict[str, str] = {}
     for line in filter(None, (line.partition("#")[0].strip() for line in text.splitlines())):
         match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)", line)
@@ -44,7 +44,7 @@ def pins(text: str) -> dict[str, str]:
 
 
 def shipped_files() -> set[str]:
-    """Everything in the packages' folders, as the path it must have in a wheel."""
+    """Every file in the packages' folders, as the path that it must have in a wheel."""
     found = set()
     for folder, target in FOLDERS.items():
         for path in (ROOT / folder).rglob("*"):
@@ -171,7 +171,7 @@ def test_a_line_that_pins_no_public_version_is_refused(line: str) -> None:
 
 
 def second_versions(hooks: str, pinned: dict[str, str]) -> list[str]:
-    """Versions that a pre-commit configuration names and that differ from the pins, and hooks that name none at all."""
+    """Versions in a pre-commit configuration that differ from the pins, and hooks that do not use ./run."""
     found = []
     for name, version in re.findall(r"([\w-]+)==([\w.]+)", hooks):
         if pinned.get(canonicalize_name(name)) != version:
@@ -201,7 +201,7 @@ def test_another_version_in_a_hook_is_found(hooks: str) -> None:
 
 
 def test_only_device_code_is_exempt_from_strict_types() -> None:
-    """A star stands for one or more components, so that one pattern has all device code and nothing else."""
+    """mypy's pattern has a star for one or more names: it matches all device code and nothing else."""
     (relaxed,) = (o for o in PROJECT["tool"]["mypy"]["overrides"] if "disallow_untyped_defs" in o)
     assert relaxed["module"] == ["ktonum.kernels.device.*.kernels"]
     jitted = {p for p in (ROOT / "kernels").rglob("*.py") if "\n@triton.jit" in p.read_text(encoding="utf-8")}

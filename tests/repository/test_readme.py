@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_command(folder: Path, command: str, *more: str) -> str:
-    """What a command of the README prints in this process, where it must succeed."""
+    """The output of a command of the README, which must succeed, in this process."""
     name, *arguments = shlex.split(command)
     assert name == "ktonum"
     status, out, err = run(folder, *arguments, *more)
@@ -65,7 +65,7 @@ def test_code_runs(name: str, folder: Path) -> None:
         assert -0.004 < float(out) < -0.002, out
 
 
-# Workers make the same verdicts, which `test_cli` and `test_calibrate_command` hold; each would import torch.
+# Without workers, each of which would import torch. `test_cli` and `test_calibrate_command` compare the two ways.
 HERE = ("-n", "0")
 
 
@@ -103,7 +103,7 @@ def test_the_readme_has_the_figures_of_the_results() -> None:
 
 
 def test_the_output_shown_is_of_todays_audit() -> None:
-    """As many cases and checks as there are, and the closing line that such an audit has."""
+    """The numbers of cases, checks and verdicts that it shows are those of an audit today."""
     from ktonum.auditing.in_process import audit_items
     from ktonum.declare.cases import DTYPES
     from ktonum.kernels.audit.kto_op import OP

@@ -1,4 +1,4 @@
-"""Fresh errors beyond a fitted tail's levels: their count agrees where it should, and not where the tail is wrong."""
+"""`benchmarks/count_tail_exceedances.py`: counts of fresh errors agree with a right tail, not with a wrong one."""
 
 from __future__ import annotations
 

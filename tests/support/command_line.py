@@ -1,7 +1,7 @@
-"""``ktonum`` and pytest as commands: in this process where that says as much, else in a process of their own.
+"""Runs ``ktonum``, pytest and scripts as commands, in this process or in a new one.
 
-A process costs seconds before it does anything, for it imports torch. In this one a command starts from what tests
-before it have imported, so that claims about imports, crashes and signals need a process of their own.
+A new process costs seconds before it does anything, because it imports torch. In this process a command starts with the
+modules that earlier tests have imported. A test about imports, crashes or signals therefore needs a new process.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Ended = tuple[int, str, str]
 
 
 def environment_of_a_user(**changes: str) -> dict[str, str]:
-    """This session's environment without what pytest and an audit put there."""
+    """This session's environment, without the variables that pytest and an audit add."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "KTONUM_"))}
     return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **changes}
 
 
 def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """``ktonum ARGUMENTS`` in a process of its own and a process group of its own."""
+    """``ktonum ARGUMENTS`` in a new process, which has its own process group."""
     return subprocess.Popen(
         [sys.executable, "-m", "ktonum", *arguments],
         cwd=folder,
@@ -52,19 +52,19 @@ def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen
 
 
 def _heed_interruptions() -> None:
-    """A test session in the background of a shell ignores SIGINT, and what it starts would inherit that."""
+    """Needed because a test session in the background of a shell ignores SIGINT, and its processes inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run_process(folder: Path, *arguments: str, **environment: str) -> Ended:
-    """``ktonum ARGUMENTS`` in a process of its own, to its end."""
+    """``ktonum ARGUMENTS`` in a new process, until it ends."""
     process = start(folder, *arguments, **environment)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> Ended:
-    """``ktonum ARGUMENTS`` in this process, which is as before when it ends."""
+    """``ktonum ARGUMENTS`` in this process. Afterwards the process is as before."""
     return _here(folder, lambda: cli.main(arguments), environment)
 
 
@@ -77,12 +77,12 @@ def audit(folder: Path, op: str, *arguments: str, **environment: str) -> tuple[i
 
 
 def run_pytest(folder: Path, *arguments: str, **environment: str) -> Ended:
-    """``pytest ARGUMENTS`` in this process, which is as before when it ends."""
+    """``pytest ARGUMENTS`` in this process. Afterwards the process is as before."""
     return _here(folder, lambda: sys.exit(pytest.main(list(arguments))), environment)
 
 
 def run_script(script: Path, folder: Path, **environment: str) -> Ended:
-    """``python SCRIPT`` in this process, which is as before when it ends."""
+    """``python SCRIPT`` in this process. Afterwards the process is as before."""
 
     def call() -> None:
         sys.path.insert(0, str(script.parent))
@@ -112,15 +112,15 @@ def _here(folder: Path, call: Callable[[], None], environment: dict[str, str]) -
 
 @contextlib.contextmanager
 def _put_back(folder: Path) -> Iterator[None]:
-    """What a command changes in its process is afterwards as before; modules that it loads from ``folder`` are gone."""
-    # Triton decides by the environment, when it is imported, whether its own functions are interpreted.
+    """Undoes what a command changes in its process, and unloads modules that it has loaded from ``folder``."""
+    # Before the environment changes: when Triton is imported, the environment decides whether it interprets kernels.
     with contextlib.suppress(ImportError):
         import triton  # noqa: F401
     there, path, variables, threads = Path.cwd(), list(sys.path), dict(os.environ), torch.get_num_threads()
     bytecode, finders, modules = sys.dont_write_bytecode, list(sys.meta_path), dict(sys.modules)
     words = list(sys.argv)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # A file that a test writes twice within a second may keep its size, by which its bytecode counts as up to date.
+    # A test may write a file twice within a second. If its size stays, Python takes the old bytecode for up to date.
     sys.dont_write_bytecode = True
     try:
         yield

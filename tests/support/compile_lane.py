@@ -113,7 +113,7 @@ def descriptor(pointee: str, *block: int) -> str:
 
 
 def softmax(dtype: torch.dtype) -> Iterator[Variant]:
-    """What the products of wider operands go through, as a forward and as a backward launches it."""
+    """The kernels around the library's products of wider operands, as a forward and as a backward launches them."""
     pointee = _POINTEES[dtype]
     pointers = {f"{n}_ptr": f"*{pointee}" for n in ("logits", "bias", "shift", "tile_shift", "tile_sum")}
     pointers |= {"target_ptr": "*i64"}
@@ -202,7 +202,7 @@ def gradients(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
 
 
 def rows(dtype: torch.dtype, capability: int) -> Iterator[Variant]:
-    """The kernels that go row by row."""
+    """The kernels that work row by row."""
     pointee, accumulator = _POINTEES[dtype], _POINTEES[accumulator_dtype(dtype)]
     names = ("logit", "target_logit", "token_logp", "token_others", "row_shift", "row_factor")
     doubles = {f"{n}_ptr": "*fp64" for n in names} | {"differ_ptr": "*i32"}
@@ -351,7 +351,7 @@ def build(variant: Variant, capability: int) -> dict[str, Any]:
 
 
 def main(capabilities: list[int], one_for_each_kernel: bool) -> None:
-    """One line a variant."""
+    """Print one line for each variant."""
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
         for capability in capabilities:

@@ -1,4 +1,4 @@
-"""What the test session costs, in CPU seconds by file, and whether that is within a budget.
+"""Counts the CPU seconds of each test file, and fails a session that exceeds its budget.
 
 Machines of one kind differ up to five times in speed, so the budget is a multiple of a yardstick: a fixed piece of work
 that every worker times when it starts and when it ends. ``--cpu-budget FILE`` fails a session that costs more.
@@ -65,7 +65,7 @@ def read_budget(file: Path) -> float:
 
 
 class CpuSeconds:
-    """The pytest plugin that counts; one in every worker and one in the first process, which adds them up.
+    """The pytest plugin that counts. Every worker has one, and the first process has one that adds up all.
 
     Attributes:
         by_file: CPU seconds of the tests in each file, their fixtures included.
@@ -84,12 +84,12 @@ class CpuSeconds:
             self.yardsticks.append(yardstick())
 
     def pytest_collection_finish(self) -> None:
-        """From here on, time belongs to a test."""
+        """Start to charge time to tests."""
         self._before = cpu_seconds()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> None:
-        """Charge the item with what was spent since the last report."""
+        """Charge the item with the time since the last report."""
         now = cpu_seconds()
         item.user_properties = [p for p in item.user_properties if p[0] != _PROPERTY]
         item.user_properties.append((_PROPERTY, now - self._before))
@@ -101,7 +101,7 @@ class CpuSeconds:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
-        """The last yardstick; a worker sends its own to the first process, which then decides."""
+        """Take the last yardstick. Workers send theirs to the first process, which decides."""
         if _runs_tests(session.config):
             self.yardsticks.append(yardstick())
         output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
@@ -114,7 +114,7 @@ class CpuSeconds:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Take in a worker's yardsticks; one that crashed sends none."""
+        """Add a worker's yardsticks. A worker that crashed sends none."""
         self.yardsticks += getattr(node, "workeroutput", {}).get("yardsticks", [])
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -152,7 +152,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start counting where a budget is given."""
+    """Start to count if a budget is given."""
     file: Path | None = config.getoption("cpu_budget")
     if file is not None:
         config.pluginmanager.register(CpuSeconds(read_budget(file)), "cpu-seconds")

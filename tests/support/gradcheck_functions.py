@@ -1,4 +1,4 @@
-"""Functions that gradients are checked of, and the edits that make them wrong."""
+"""Functions whose gradients are checked, and the edits that make the gradients wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Edit = Callable[[Tensor], Tensor]
 
 
 class Edited(torch.autograd.Function):
-    """The identity, with its gradient edited: every defect below is planted through this."""
+    """The identity, except that its gradient is edited. Every defect below uses it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, edit: Edit) -> Tensor:

@@ -52,7 +52,7 @@ class Recipe:
 
 
 def draw(recipe: Recipe, device: torch.device) -> KTOInputs:
-    """Inputs of the recipe; logits are of order one, so that no probability is negligible and none dominates."""
+    """Inputs of the recipe. Logits are of order one, so that no probability is negligible and none dominates."""
     generator = torch.Generator().manual_seed(recipe.seed)
     batch, tokens, hidden, vocabulary = recipe.dims
     dtype = recipe.dtype
@@ -105,7 +105,7 @@ def mapped(inputs: KTOInputs, change: Any) -> KTOInputs:
 
 
 def upcast(inputs: KTOInputs) -> KTOInputs:
-    """The very values in float64, each tensor a leaf of its own."""
+    """The same values in float64. Each tensor is a new leaf."""
     return mapped(inputs, lambda t: (t.double() if t.is_floating_point() else t).detach().clone())
 
 
@@ -147,14 +147,14 @@ def kernel_outcome(
     names: Sequence[str] = DIFFERENTIABLE,
     options: KernelOptions | None = None,
 ) -> Outcome:
-    """What the Triton path gives."""
+    """Value and gradients of the Triton kernels."""
     return run_with(lambda i, c: fused_linear_kto_loss(i, c, options), inputs, config, upstream, names)
 
 
 def oracle_outcome(
     inputs: KTOInputs, config: KTOConfig, *, upstream: Tensor | None = None, names: Sequence[str] = DIFFERENTIABLE
 ) -> Outcome:
-    """What the reference gives in float64 on the very values."""
+    """Value and gradients of the reference in float64, for the same values."""
     return run_with(reference_kto_loss, upcast(inputs), config, upstream, names)
 
 

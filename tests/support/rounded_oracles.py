@@ -1,4 +1,4 @@
-"""Oracles of uneven rows, what they are rounded to, and what else may stand in their place."""
+"""Oracles whose rows differ in size, and changes of them: rounding, truncation, a single wrong element."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Arguments of `ktonum.assert_within` that a table's row decides, and that the derivation does.
+#: Arguments of `ktonum.assert_within` whose tolerance comes from a table, and others whose tolerance is derived.
 KTO: dict[str, Any] = {"op": "kto", "output": "grad_weight", "device": "interpreter"}
 SUM: dict[str, Any] = {"op": "somebody_elses", "output": "y", "terms": 64}
 

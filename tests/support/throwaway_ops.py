@@ -1,4 +1,4 @@
-"""Small ops on plain PyTorch, written to a folder for tests that audit in processes of their own."""
+"""Small ops in plain PyTorch. Tests that run an audit as a command write them to a folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 __all__ = ["OPS", "write_ops"]
 
-#: Every op audits a softmax at three sizes; all but the first go wrong, the last ones at the second size alone.
+#: Each op is a softmax at three sizes. All but the first and the last are wrong: `exits`, `poisoned` and `hangs` at the
+#: second size only, the others at every size. `slow` is right but takes its time.
 OPS = ("right", "wrong", "raises", "structure", "exits", "poisoned", "hangs", "slow")
 
 _SOURCE = """
