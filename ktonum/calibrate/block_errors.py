@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ktonum.bounds import ErrorBound
+from ktonum.bounds import PRECISE, ErrorBound
 from ktonum.calibrate.seed_blocks import Block
 from ktonum.case.context import CaseContext
 from ktonum.declare.cases import dtype_name
@@ -63,7 +63,7 @@ def sample_block(block: Block) -> tuple[Series, ...]:
     found: dict[tuple[str, str], Series] = {}
     for case in block.cases():
         context = CaseContext(block.op, case)
-        actual, bounds = context.result.tensors(), context.bounds("precise")
+        actual, bounds = context.result.tensors(), context.bounds(PRECISE.name)
         for output, expected in context.expected().items():
             if output in block.op.cancelling or not bool((expected.isfinite() & (expected != 0)).any()):
                 continue
@@ -82,7 +82,7 @@ def _measured(output: str, actual: Tensor, expected: Tensor, bound: ErrorBound) 
         expected=expected, stored=bound.dtype, model=lambda s: (s.of(bound.independent), s.of(bound.coherent))
     )
     probe = bounded_probe(output, actual=actual, expected=expected, bound=lambda standard: bound)
-    shares = {m.name.rpartition("/")[2]: m.use for m in probe.measure(actual, "precise")}
+    shares = {m.name.rpartition("/")[2]: m.use for m in probe.measure(actual, PRECISE.name)}
     stored, size = dtype_name(bound.dtype), expected.numel()
     return [
         Series(output, measure, stored, (error,), (granted[measure],), (shares[measure],), (size,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ktonum.bounds import Arithmetic
+from ktonum.bounds import PRECISE
 from ktonum.calibrate.block_errors import Series
 from ktonum.calibrate.seed_blocks import Block
 from ktonum.calibrate.tails import describe_sample, four_digits
@@ -93,7 +93,7 @@ def row_of(key: tuple[str, str, str], pool: Pool, *, device: str, device_class: 
         dtype=dtype,
         device_class=device_class,
         stored=pool.stored,
-        accumulator=dtype_name(Arithmetic.of("precise", torch_dtype(dtype), device).accumulator),
+        accumulator=dtype_name(PRECISE.arithmetic(torch_dtype(dtype), device).accumulator),
         unit=MEASURES[measure],
         bound=bound,
         samples=pool.samples,

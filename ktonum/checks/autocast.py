@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ktonum.bounds import FALSE_ALARM, ErrorBound, from_measured_error
+from ktonum.bounds import FALSE_ALARM, MEASURED_SCALE, ErrorBound, from_measured_error
 from ktonum.case.candidate_errors import candidate_errors
-from ktonum.case.context import MEASURED_SCALE, CaseContext
+from ktonum.case.context import CaseContext
+from ktonum.case.lending import lent
+from ktonum.case.variants import further_runs
 from ktonum.checks.check import Check, Inapplicable
 from ktonum.declare.cases import Case
 from ktonum.declare.evaluation import evaluate
@@ -55,9 +57,9 @@ def _probes(context: CaseContext) -> list[Probe]:
     with candidate_errors():
         result = evaluate(
             _under_autocast(context.candidate, device),
-            context.lent(context.inputs),
+            lent(context.inputs, owner=context.run),
             differentiable=names,
-            upstream=context.lent(context.upstream),
+            upstream=lent(context.upstream, owner=context.run),
         )
     for name, gradient in context.result.gradients.items():
         if gradient is not None and result.gradients.get(name) is None:
@@ -92,12 +94,12 @@ def _errors_elsewhere(
     """
     reference, names = context.reference, context.differentiable
     errors_of = partial(drawn_errors, dtype=context.dtype, reference=reference, differentiable=names)
-    of_plain = errors_of(plain, runs=context.further_runs(_PLAIN_DRAWS))
+    of_plain = errors_of(plain, runs=further_runs(context, _PLAIN_DRAWS))
     # What a candidate does to an upstream gradient is another check's matter.
-    runs = context.further_runs(_CANDIDATE_DRAWS)
-    lent = (replace(run, upstream=context.lent(run.upstream)) for run in runs)
+    runs = further_runs(context, _CANDIDATE_DRAWS)
+    private = (replace(run, upstream=lent(run.upstream, owner=context.run)) for run in runs)
     with candidate_errors():
-        return of_plain, errors_of(_under_autocast(context.candidate, context.case.device), runs=lent)
+        return of_plain, errors_of(_under_autocast(context.candidate, context.case.device), runs=private)
 
 
 def _with_draws(

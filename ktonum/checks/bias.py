@@ -13,8 +13,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ktonum.bounds import ErrorBound
+from ktonum.bounds import PRECISE, ErrorBound
 from ktonum.case.context import CaseContext
+from ktonum.case.variants import redrawn
 from ktonum.checks.check import Check, Inapplicable
 from ktonum.measure.probe import Probe, bounded_probe
 from ktonum.results import Measurement
@@ -28,8 +29,8 @@ _TOLD_FROM_NOISE = 1e-3
 
 
 def _probes(context: CaseContext) -> list[Probe]:
-    cases = [context, *(context.redrawn(i) for i in range(1, _FEWEST))]
-    cases += [context.redrawn(i) for i in range(_FEWEST, _draws_needed(cases))]
+    cases = [context, *(redrawn(context, i) for i in range(1, _FEWEST))]
+    cases += [redrawn(context, i) for i in range(_FEWEST, _draws_needed(cases))]
     # Where one draw lacks a tensor the others say nothing either.
     found = [case.expected() for case in cases]
     names = [name for name in found[0] if all(name in f for f in found) and any(f[name].any() for f in found)]
@@ -46,7 +47,7 @@ def _draws_needed(cases: Sequence[CaseContext]) -> int:
         truth = [tensors[name] for case in cases if name in (tensors := case.oracle.tensors())]
         if len(truth) == len(cases):
             probe = _pooled(name, cases, truth)
-            granted += [m.bound for m in probe.measure(probe.actual, "precise")]
+            granted += [m.bound for m in probe.measure(probe.actual, PRECISE.name)]
     needed = _FEWEST * (max(granted) / _TOLD_FROM_NOISE) ** 2
     return min(_MOST, max(_FEWEST, math.ceil(needed))) if math.isfinite(needed) else _FEWEST
 

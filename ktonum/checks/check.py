@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
-from ktonum.bounds import ErrorBound, from_measured_error
-from ktonum.case.context import MEASURED_SCALE, CaseContext
+from ktonum.bounds import ErrorBound
+from ktonum.case.context import CaseContext
 from ktonum.declare.cases import Case
 from ktonum.declare.op import Op
 from ktonum.measure.probe import Probe, bounded_probe
 from ktonum.results import CheckResult
 
-__all__ = ["Check", "Inapplicable", "bound_or_plain", "held_to_bounds"]
+__all__ = ["Check", "Inapplicable", "held_to_bounds"]
 
 
 class Inapplicable(Exception):
@@ -72,25 +70,3 @@ def held_to_bounds(
         for name, tensor in expected.items()
         if name in actual and name in known
     ]
-
-
-def bound_or_plain(context: CaseContext, name: str, standard: str) -> ErrorBound:
-    """The case's bound; under `eager` no less than what plain PyTorch makes of the case.
-
-    An analysis to first order says nothing of extremes. A logit of 10,000 is rounded by 20 in bfloat16, and which class
-    then has the largest probability is chance; a gradient behind a saturated sigmoid has lost its digits.
-    """
-    own, plain = context.bounds(standard)[name], context.plain.tensors().get(name)
-    if standard != "eager" or context.dtype == torch.float64 or plain is None:
-        return own
-    expected = context.oracle.tensors()[name]
-    if bool((~plain.isfinite() & expected.isfinite()).any()):
-        anything = torch.full_like(expected, math.inf)
-        return ErrorBound(anything, anything, own.dtype, f"the reference in {context.case.dtype} overflows")
-    measured, _ = from_measured_error(actual=plain, expected=expected, scale=MEASURED_SCALE)
-    return replace(
-        own,
-        independent=torch.maximum(own.independent.double(), measured),
-        coherent=torch.maximum(own.coherent.double(), measured),
-        source=f"{own.source}, or {MEASURED_SCALE:g} × the error of the reference in {context.case.dtype}",
-    )

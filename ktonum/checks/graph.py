@@ -17,6 +17,7 @@ from ktonum.bounds import ErrorBound
 from ktonum.bounds.formats import spacing
 from ktonum.case.candidate_errors import candidate_errors
 from ktonum.case.context import CaseContext
+from ktonum.case.lending import lent
 from ktonum.checks.check import Check, held_to_bounds
 from ktonum.declare.evaluation import named_outputs, tensors_like
 from ktonum.errors import CandidateError
@@ -34,7 +35,7 @@ def _probes(context: CaseContext) -> list[Probe]:
 
 def _without_graph(context: CaseContext) -> list[Probe]:
     """Under ``no_grad`` the values are the same, and nothing carries a gradient."""
-    leaves = tensors_like(context.lent(context.inputs), context.differentiable)
+    leaves = tensors_like(lent(context.inputs, owner=context.run), context.differentiable)
     with candidate_errors(), torch.no_grad():
         outputs = named_outputs(context.candidate(**leaves))
     present = {k: v for k, v in outputs.items() if v is not None}
@@ -51,12 +52,12 @@ def _without_graph(context: CaseContext) -> list[Probe]:
 def _backward_again(context: CaseContext) -> list[Probe]:
     """A second backward through the same graph, to outputs that are used twice, gives what the first one gave."""
     names = _with_gradients(context)
-    leaves = tensors_like(context.lent(context.inputs), context.differentiable)
+    leaves = tensors_like(lent(context.inputs, owner=context.run), context.differentiable)
     with candidate_errors():
         outputs = _differentiable_outputs(context, leaves)
         # Upstream gradients are eighths: three quarters and one quarter of them add up exactly.
         roots = [part * v for v in outputs.values() for part in (0.75, 0.25)]
-        sent = context.lent(context.upstream)
+        sent = lent(context.upstream, owner=context.run)
         upstream = [sent[k].to(v.dtype) for k, v in outputs.items() for _ in range(2)]
         for again in (True, False):
             gradients = torch.autograd.grad(
@@ -76,7 +77,7 @@ def _backward_again(context: CaseContext) -> list[Probe]:
 def _used_elsewhere(context: CaseContext) -> list[Probe]:
     """Inputs that other nodes read before and after the op: their gradients are the sum."""
     names = _with_gradients(context)
-    leaves = tensors_like(context.lent(context.inputs), names)
+    leaves = tensors_like(lent(context.inputs, owner=context.run), names)
     # No leaves: a kernel that overwrites its input does so to activations, which nobody looks at afterwards.
     shared = {n: leaves[n].clone() for n in names}
     factors = {n: _factor(context, n) for n in names}
@@ -86,7 +87,7 @@ def _used_elsewhere(context: CaseContext) -> list[Probe]:
         roots = [*squares.values(), *(shared[n].square() for n in names), *outputs.values()]
         # The derivative of a square, times half the factor, is the factor times the input: exact, being a power of two.
         upstream = [torch.full_like(shared[n], factors[n] / 2) for _ in range(2) for n in names]
-        sent = context.lent(context.upstream)
+        sent = lent(context.upstream, owner=context.run)
         upstream += [sent[k].to(v.dtype) for k, v in outputs.items()]
         gradients = torch.autograd.grad(roots, [leaves[n] for n in names], grad_outputs=upstream, allow_unused=True)
     probes = []

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ktonum.bounds import Arithmetic, unit_roundoff
+from ktonum.bounds import PRECISE, unit_roundoff
 from ktonum.case.context import CaseContext
-from ktonum.checks.check import Check, Inapplicable, bound_or_plain
+from ktonum.case.variants import resized, varied
+from ktonum.checks.check import Check, Inapplicable
 from ktonum.declare.cases import Case, dtype_name
 from ktonum.declare.op import Op
 from ktonum.measure.comparison import compare
@@ -42,16 +43,16 @@ def _probes(context: CaseContext) -> list[Probe]:
 
 
 def _grown(context: CaseContext, dim: str, data: str) -> Iterator[Probe]:
-    cases = [context.resized({dim: length}) for length in LENGTHS]
+    cases = [resized(context, {dim: length}) for length in LENGTHS]
     if data == "positive":
-        cases = [case.varied(inputs=_positive(case.inputs), upstream=_positive(case.upstream)) for case in cases]
+        cases = [varied(case, inputs=_positive(case.inputs), upstream=_positive(case.upstream)) for case in cases]
     for name, expected in cases[-1].expected().items():
         # By element and in norm: how large, not of which sign. The check `bias` asks that.
         probe = bounded_probe(
             f"{name}, {dim} = {LENGTHS[-1]}, {data}",
             actual=cases[-1].result.tensors()[name],
             expected=expected,
-            bound=partial(bound_or_plain, cases[-1], name),
+            bound=partial(cases[-1].bound_at_extremes, name),
             enough=None,
         )
         shorter = [_relative_error(case, name) for case in cases[:-1]]
@@ -76,7 +77,7 @@ def _with_scheme(
 ) -> tuple[Measurement, ...]:
     """The probe's measurements, and the accumulation scheme that fits; that one is told and decides nothing."""
     error = compare(actual=tensor, expected=expected).relative_norm
-    arithmetic = Arithmetic.of("precise", tensor.dtype, case.device)
+    arithmetic = PRECISE.arithmetic(tensor.dtype, case.device)
     words = scheme([*shorter, error], stored=tensor.dtype, accumulator=arithmetic.accumulator)
     told = Measurement(f"{probe.name}/relative error, {words}", error, math.inf, "1", "told, not decided")
     return (*probe.measure(tensor, standard), told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ktonum.bounds import PRECISE
 from ktonum.case.context import CaseContext
 from ktonum.checks.check import Check, Inapplicable, held_to_bounds
 from ktonum.declare.op import Law
@@ -47,7 +48,7 @@ def _tell(law: Law, probes: Sequence[Probe]) -> None:
     Raises:
         Inapplicable: With the tensors and how far off they are.
     """
-    broken = [m for p in probes for m in p.measure(p.actual, "precise") if not m.within]
+    broken = [m for p in probes for m in p.measure(p.actual, PRECISE.name) if not m.within]
     if broken:
         words = ", ".join(f"{m.name} = {m.value:.3g}" for m in broken)
         raise Inapplicable(f"the op does not promise the law '{law.name}', and it does not hold: {words}")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ktonum.case.context import CaseContext
+from ktonum.case.variants import varied
 from ktonum.checks.check import Check, Inapplicable
 from ktonum.declare.evaluation import Evaluation
 from ktonum.errors import CandidateError, InputError
@@ -55,7 +56,7 @@ def _with(context: CaseContext, name: str, kind: str, place: int) -> CaseContext
     """The case with the input's element at a flat index poisoned."""
     poisoned = context.inputs[name].clone(memory_format=torch.contiguous_format)
     poisoned.view(-1)[place] = _KINDS[kind]
-    return context.varied(inputs={**context.inputs, name: poisoned})
+    return varied(context, inputs={**context.inputs, name: poisoned})
 
 
 def _shows(expected: Evaluation) -> bool:
@@ -65,7 +66,7 @@ def _shows(expected: Evaluation) -> bool:
 def _refused_by_the_reference(context: CaseContext, name: str, kind: str, words: str) -> list[Probe]:
     """It does not say what one element does, which may be masked. Everywhere, NaN must show."""
     everywhere = torch.full_like(context.inputs[name], _KINDS[kind])
-    actual = _unless_refused(context.varied(inputs={**context.inputs, name: everywhere}), name)
+    actual = _unless_refused(varied(context, inputs={**context.inputs, name: everywhere}), name)
     if actual is None:
         return [_affirmation(f"refusal of {words}", True)]
     if kind != "NaN":

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from ktonum.case.context import CaseContext
-from ktonum.checks.check import Check, Inapplicable, bound_or_plain
+from ktonum.case.variants import varied
+from ktonum.checks.check import Check, Inapplicable
 from ktonum.declare.special_inputs import default_special_inputs
 from ktonum.measure.probe import ENOUGH_TO_AVERAGE, Probe, bounded_probe
 
@@ -19,7 +20,7 @@ def _probes(context: CaseContext) -> list[Probe]:
         inputs = change(context.inputs, context.parameters)
         if inputs is None:
             continue
-        case = context.varied(inputs=inputs)
+        case = varied(context, inputs=inputs)
         actual = case.result.tensors()
         probes += [
             # Where an input is constant all elements share one rounding. An analysis knows how large it may be; a
@@ -28,7 +29,7 @@ def _probes(context: CaseContext) -> list[Probe]:
                 f"{name} with {words}",
                 actual=actual[name],
                 expected=tensor,
-                bound=partial(bound_or_plain, case, name),
+                bound=partial(case.bound_at_extremes, name),
                 enough=None if context.op.error_model is None else ENOUGH_TO_AVERAGE,
             )
             for name, tensor in case.expected().items()

@@ -14,12 +14,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ktonum.bounds import ErrorBound
+from ktonum.bounds import ErrorBound, standard_named
 from ktonum.case.context import CaseContext
+from ktonum.case.variants import varied
 from ktonum.checks.check import Check, Inapplicable, held_to_bounds
 from ktonum.declare.evaluation import Run
 from ktonum.declare.tensor_copies import spaced_out
 from ktonum.measure.probe import Probe, bounded_probe, equality_probe
+from ktonum.results import Measurement
 
 __all__ = ["CHECK"]
 
@@ -52,7 +54,7 @@ def _sent(
     sent = {k: layout(v) for k, v in values.items()}
     actual = context.evaluate(Run(context.inputs, context.parameters, sent))
     # An oracle and bounds of their own: errors scale with the upstream gradient, element by element.
-    case = context.varied(upstream=values)
+    case = varied(context, upstream=values)
     expected = {f"grad_{k}": v for k, v in case.oracle.gradients.items() if v is not None}
     unmodified = [
         equality_probe(
@@ -104,7 +106,7 @@ def _scaled(context: CaseContext, base: Mapping[str, Tensor]) -> list[Probe]:
     exponent = min(_SCALING, *room)
     exponent = exponent if exponent >= 1 else _DOWNWARDS
     factor = 2.0**exponent
-    case = context.varied(upstream={k: v * factor for k, v in base.items()})
+    case = varied(context, upstream={k: v * factor for k, v in base.items()})
     words = f"scaled by 2^{exponent}"
     actual, expected = {}, {}
     for name, exact in known.items():
@@ -130,7 +132,7 @@ def _scaled(context: CaseContext, base: Mapping[str, Tensor]) -> list[Probe]:
         )
         for name, tensor in expected.items()
     ]
-    return [_by_standard(*pair) for pair in zip(exact_probes, bounded, strict=True)]
+    return [_by_standard(context.dtype, *pair) for pair in zip(exact_probes, bounded, strict=True)]
 
 
 def _bound_of_both(context: CaseContext, case: CaseContext, factor: float, name: str, standard: str) -> ErrorBound:
@@ -160,14 +162,14 @@ def _room(tensor: Tensor, dtype: torch.dtype) -> int:
     return math.floor(math.log2(torch.finfo(dtype).max / _HEADROOM) - math.log2(largest))
 
 
-def _by_standard(exact: Probe, bounded: Probe) -> Probe:
-    """`eager` stores intermediates in float16, where small ones lose bits: there the scaled run is nearer the truth."""
-    return Probe(
-        exact.name,
-        exact.actual,
-        lambda tensor, standard: (bounded if standard == "eager" else exact).measure(tensor, standard),
-        exact.expectation,
-    )
+def _by_standard(dtype: torch.dtype, exact: Probe, bounded: Probe) -> Probe:
+    """``exact`` under a standard that asks for exact scaling, otherwise ``bounded``."""
+
+    def measure(tensor: Tensor, standard: str) -> tuple[Measurement, ...]:
+        chosen = exact if standard_named(standard).scales_exactly(dtype) else bounded
+        return chosen.measure(tensor, standard)
+
+    return Probe(exact.name, exact.actual, measure, exact.expectation)
 
 
 CHECK = Check(

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ktonum.bounds import Arithmetic, confidence, summation_variance, unit_roundoff
+from ktonum.bounds import PRECISE, confidence, summation_variance, unit_roundoff
 from ktonum.declare.cases import DTYPES, dtype_name, torch_dtype
 from ktonum.errors import InputError, ToleranceError
 from ktonum.measure.in_roundings import Model, Stretch, derived_tolerances, exceeding_elements, measure_errors
@@ -27,7 +27,7 @@ __all__ = ["assert_within", "device_class"]
 
 def _of_sums(terms: float, operand_roundings: int, dtype: torch.dtype, device: str) -> Model:
     """Errors of sums of ``terms`` terms of mean zero. For them, a typical element's square is the sum of squares."""
-    arithmetic = Arithmetic.of("precise", dtype, device)
+    arithmetic = PRECISE.arithmetic(dtype, device)
 
     def model(s: Stretch) -> tuple[Tensor, Tensor]:
         squares = s.typical.square()

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ktonum.bounds import (
+    EAGER,
     FALSE_ALARM,
-    Arithmetic,
+    PRECISE,
     ErrorBound,
     amplitude,
     confidence,
@@ -197,13 +198,13 @@ def test_truncation_is_twice_that_of_a_truncating_accumulator(terms: int) -> Non
     for step in steps.T:
         total = _truncated(total + step)
     shrinkage = float((1 - total / (x * y).sum(1)).mean())
-    granted = Arithmetic.of("precise", torch.float16, "cuda").truncation(terms)
+    granted = PRECISE.arithmetic(torch.float16, "cuda").truncation(terms)
     assert 0.48 < shrinkage / granted < 0.55
 
 
 def test_truncation_is_granted_to_tensor_cores_alone() -> None:
     for dtype in ALL:
-        granted = {d: Arithmetic.of("precise", torch_dtype(dtype), d).truncation(4096) for d in ("cpu", "cuda")}
+        granted = {d: PRECISE.arithmetic(torch_dtype(dtype), d).truncation(4096) for d in ("cpu", "cuda")}
         assert granted["cpu"] == 0.0
         assert (granted["cuda"] > 0.0) is (dtype in ("bf16", "fp16"))
 
@@ -211,7 +212,7 @@ def test_truncation_is_granted_to_tensor_cores_alone() -> None:
 @pytest.mark.parametrize("dtype", ALL)
 def test_what_the_standards_grant(dtype: str) -> None:
     asked = torch_dtype(dtype)
-    precise, eager = (Arithmetic.of(standard, asked, "cpu") for standard in ("precise", "eager"))
+    precise, eager = (standard.arithmetic(asked, "cpu") for standard in (PRECISE, EAGER))
     wide = torch.float64 if dtype == "fp64" else torch.float32
     assert precise.accumulator is eager.accumulator is precise.stored is wide
     assert precise.operands is eager.operands is eager.stored is asked

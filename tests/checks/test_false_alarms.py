@@ -14,11 +14,13 @@ import pytest
 import torch
 
 from ktonum.case.context import CaseContext
+from ktonum.case.variants import further_runs
 from ktonum.checks import Inapplicable, bias, checks_for
 from ktonum.declare.cases import Case, Point
 from ktonum.declare.op import Op
 from ktonum.kernels.audit.kto_op import OP
 from ktonum.kernels.contract.reference import ReferenceKTOLoss
+from ktonum.measure.over_draws import drawn_errors, typical_errors
 from ktonum.results import Measurement
 from subjects.mutants import KL_NEGATIVE, POINTS
 from subjects.plain_kto import PlainKTO
@@ -217,7 +219,16 @@ def test_the_error_of_what_cancels_is_typical_in_absolute_terms_too() -> None:
         return float(CaseContext(op, case).oracle.tensors()["output"].abs())
 
     def typical(op: Op, case: Case) -> float:
-        return CaseContext(op, case).typical_errors(lambda x: x.sum() + 1e-3, torch.float32)["output"] * size(case)
+        context = CaseContext(op, case)
+        errors = drawn_errors(
+            lambda x: x.sum() + 1e-3,
+            torch.float32,
+            reference=context.reference,
+            runs=further_runs(context, 16),
+            differentiable=context.differentiable,
+        )
+        found = typical_errors(errors, here=context.oracle.tensors(), cancelling=op.cancelling)
+        return found["output"] * size(case)
 
     by_size = sorted((replace(case, offset=i) for i in range(20)), key=size)
     plain = replace(op, cancelling=())

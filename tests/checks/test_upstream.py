@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ktonum.case.context import CaseContext
+from ktonum.case.variants import varied
 from ktonum.checks.check import held_to_bounds
 from ktonum.checks.upstream import CHECK
 from ktonum.declare.cases import Point
@@ -63,14 +64,14 @@ def test_what_the_smaller_run_of_two_loses_among_subnormals_is_granted_under_eag
     )
     (case,) = op.cases(profile="quick", dtypes=["fp16"], device="cpu")
     context = CaseContext(op, case)
-    context = context.varied(upstream={k: v / 32 for k, v in context.upstream.items()})
+    context = varied(context, upstream={k: v / 32 for k, v in context.upstream.items()})
     assert CHECK.probes is not None
     (probe,) = (p for p in CHECK.probes(context) if "scaled by" in p.name)
     assert probe.name == "grad_logits scaled by 2^8"
     assert all(m.within for m in probe.measure(probe.actual, "eager"))
     assert not all(m.within for m in probe.measure(1.5 * probe.actual, "eager"))
     # Twice the bound of the larger run alone, which loses nothing, is not enough.
-    larger = context.varied(upstream={k: v * 2.0**8 for k, v in context.upstream.items()})
+    larger = varied(context, upstream={k: v * 2.0**8 for k, v in context.upstream.items()})
     (alone,) = held_to_bounds(
         larger,
         actual={"grad_logits": larger.result.tensors()["grad_logits"]},

@@ -1,10 +1,10 @@
-r"""What is granted to an implementation, and bounds on one tensor's error.
+r"""Bounds on the error of one tensor: from an analysis of roundings, or from a measured error.
 
 The model is Higham and Mary's (2019, SIAM J. Sci. Comput. 41(5), A2815): every operation errs by a relative
 :math:`\delta`, :math:`|\delta| \le u`, and the errors are independent with mean zero. By Hoeffding's inequality a sum
 of independent errors of amplitudes :math:`a_k` exceeds :math:`\lambda \sqrt{\sum a_k^2}` with probability at most
 :math:`2 \exp(-\lambda^2/2)`. Errors that elements share (one wrong coefficient for a whole sequence) do not average
-out; they are bounded apart and add up linearly.
+out. They have a bound of their own and add up linearly.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from torch import Tensor
 
 from ktonum.bounds.formats import spacing
 
-__all__ = ["Arithmetic", "ErrorBound", "amplitude", "from_measured_error", "subnormal_rounding", "unit_roundoff"]
+__all__ = [
+    "ErrorBound",
+    "amplitude",
+    "from_measured_error",
+    "subnormal_rounding",
+    "unit_roundoff",
+]
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
@@ -26,56 +32,22 @@ def unit_roundoff(dtype: torch.dtype) -> float:
 
 
 def subnormal_rounding(dtype: torch.dtype) -> float:
-    """η, half the spacing of the dtype's subnormals: what is rounded among them errs by no more. Higham 2002, (2.8).
+    """η, half the spacing of the dtype's subnormals: the largest error of rounding to one of them. Higham 2002, (2.8).
 
-    In float64 it is the spacing itself, for half of it is rounded to zero: torch's silu, differentiated at −708, was
-    beyond a bound that had lost it.
+    In float64 it is the spacing itself, because half of it would be rounded to zero. A bound without it flagged torch's
+    silu, differentiated at −708.
     """
     limits = torch.finfo(dtype)
     return max(limits.smallest_normal * limits.eps / 2, math.ulp(0.0))
 
 
 def amplitude(variance: Tensor) -> Tensor:
-    """√variance, but no less than the root of the smallest number of its dtype: what is smaller has a square of zero.
+    """√variance, but no less than the root of the smallest number of its dtype: smaller numbers have a square of zero.
 
     Gradients of 1e-235, as softmax gives at logits of 1,000, are numbers in float64, and so are their errors.
     """
     limits = torch.finfo(variance.dtype)
     return variance.sqrt().clamp(min=math.sqrt(limits.tiny) * math.sqrt(limits.eps))
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """What a standard grants an implementation.
-
-    Attributes:
-        operands: The dtype under audit: inputs come in it, and matrix units read operands in it.
-        accumulator: What sums are accumulated in: float64 for float64, otherwise float32.
-        stored: What intermediate tensors are rounded to: the accumulator's dtype under `precise`, the dtype under
-            audit under `eager`.
-        truncating: Whether products may run on tensor cores, which truncate as they accumulate.
-    """
-
-    operands: torch.dtype
-    accumulator: torch.dtype
-    stored: torch.dtype
-    truncating: bool
-
-    @classmethod
-    def of(cls, standard: str, dtype: torch.dtype, device: str) -> Arithmetic:
-        """The arithmetic that ``standard`` grants for inputs of ``dtype`` on ``device``."""
-        accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-        sixteen_bit = dtype in (torch.bfloat16, torch.float16)
-        return cls(dtype, accumulator, dtype if standard == "eager" else accumulator, sixteen_bit and device == "cuda")
-
-    def truncation(self, terms: float) -> float:
-        """Relative shrinkage of an inner product of ``terms`` products accumulated on tensor cores.
-
-        A step adds 16 products and truncates the sum: on average it loses 0.72 · 2^-24 of it (half a unit in the last
-        place, averaged over mantissas), and the partial sums average half the result: 0.36 · 2^-24 · n/16, granted
-        twice. What an H100's log-probabilities imply at n = 4096 is 4e-6, where 5.5e-6 is predicted.
-        """
-        return 2 * 0.36 * 2.0**-24 * terms / 16 if self.truncating else 0.0
 
 
 @dataclass(frozen=True)
@@ -110,7 +82,7 @@ def from_measured_error(
     Each element's amplitude is ``scale`` times the larger of its own error and the root mean square: one element's
     error may be zero by luck. Elements larger than the root mean square of all are granted as much in proportion: the
     targets' entries in the gradient of a softmax are hundreds of times the others. Where there are few elements,
-    ``typical`` is their relative error as it was measured elsewhere. Nothing is granted to coherent errors beyond that.
+    ``typical`` is their relative error, measured on other inputs. The coherent errors are zero.
     """
     expected = expected.double()
     # Where the oracle is not finite there is no error to measure, and none is granted.
