@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ktonum.declare.cases import Case as Case
     from ktonum.declare.cases import Point as Point
     from ktonum.declare.edge_dims import edge_points as edge_points
+    from ktonum.declare.error_model import DerivedErrors as DerivedErrors
     from ktonum.declare.op import Law as Law
     from ktonum.declare.op import Op as Op
     from ktonum.errors import GradcheckError as GradcheckError

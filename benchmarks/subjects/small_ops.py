@@ -11,6 +11,7 @@ from torch import Tensor
 from ktonum.bounds import Arithmetic, summation_variance, unit_roundoff
 from ktonum.declare.cases import Point
 from ktonum.declare.drawing import Draw
+from ktonum.declare.error_model import DerivedErrors
 from ktonum.declare.evaluation import Evaluation, Run
 from ktonum.declare.op import Law, Op
 from subjects.planted import Change, wide, with_gradient
@@ -99,7 +100,7 @@ def _loss_model(
     upstream: Mapping[str, Tensor],
     oracle: Evaluation,
     arithmetic: Arithmetic,
-) -> dict[str, tuple[Tensor, Tensor]]:
+) -> dict[str, DerivedErrors]:
     """Roundings of the logits, the exponentials, their sum and the mean; the log-sum-exp's is shared by a row."""
     u, s = unit_roundoff(arithmetic.accumulator), unit_roundoff(arithmetic.stored)
     z = parameters["scale"] * inputs["x"].double()
@@ -113,8 +114,8 @@ def _loss_model(
     bracket = (p - torch.zeros_like(p).scatter_(1, labels, 1.0)).abs()
     amplitude = abs(slope) * (p * own.sqrt() + 3 * s * bracket)
     return {
-        "loss": (loss, torch.zeros_like(loss)),
-        "grad_x": (amplitude, abs(slope) * 3 * shared.sqrt().unsqueeze(1) * p),
+        "loss": DerivedErrors(loss, torch.zeros_like(loss)),
+        "grad_x": DerivedErrors(amplitude, abs(slope) * 3 * shared.sqrt().unsqueeze(1) * p),
     }
 
 
@@ -124,7 +125,7 @@ def _norm_model(
     upstream: Mapping[str, Tensor],
     oracle: Evaluation,
     arithmetic: Arithmetic,
-) -> dict[str, tuple[Tensor, Tensor]]:
+) -> dict[str, DerivedErrors]:
     """A few roundings an element, and the inverse root mean square's, which a row shares."""
     a, s = arithmetic.accumulator, unit_roundoff(arithmetic.stored)
     x, w, g = inputs["x"].double(), inputs["weight"].double(), upstream["y"].double()
@@ -142,12 +143,12 @@ def _norm_model(
     by_weight = g * x * r
     columns = summation_variance(rows, by_weight.sum(0), by_weight.square().sum(0), a)
     return {
-        "y": (2 * s * y.abs(), shared * y.abs()),
-        "grad_x": (
+        "y": DerivedErrors(2 * s * y.abs(), shared * y.abs()),
+        "grad_x": DerivedErrors(
             3 * s * ((g * w * r).abs() + (x * r**3 * mean).abs()),
             shared * ((g * w * r).abs() + 3 * (x * r**3 * mean).abs()) + 3 * (x * r**3).abs() * of_mean,
         ),
-        "grad_weight": (
+        "grad_weight": DerivedErrors(
             ((by_weight.square() * (by_row + 4 * s**2)).sum(0) + columns).sqrt(),
             3 * s * by_weight.sum(0).abs(),
         ),

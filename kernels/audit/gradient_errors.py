@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ktonum.bounds import Arithmetic, amplitude, confidence, subnormal_rounding, summation_variance, unit_roundoff
+from ktonum.declare.error_model import DerivedErrors
 from ktonum.declare.evaluation import Evaluation
 from ktonum.kernels.audit.logit_errors import ScoredTokens, analysed_tokens
 from ktonum.kernels.contract.config import KTOConfig
@@ -26,7 +27,7 @@ def gradient_bounds(
     coefficients: Tensor,
     own: Tensor,
     shared: Tensor,
-) -> dict[str, tuple[Tensor, Tensor]]:
+) -> dict[str, DerivedErrors]:
     """Bounds for grad_input, grad_weight and grad_bias; ``own`` and ``shared`` are relative errors of c_i, (B,)."""
     work = torch.float32 if head.input.is_cuda else torch.float64
     device = head.input.device
@@ -100,18 +101,19 @@ def gradient_bounds(
         peak = torch.maximum(rises, rises - total)
         return summation_variance(rows, total, torch.zeros_like(total), arithmetic.accumulator, peak=peak)
 
-    def assembled(name: str, sums: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def assembled(name: str, sums: Mapping[str, Tensor]) -> DerivedErrors:
         exact = oracle.gradients[name]
         assert exact is not None  # called only if the oracle has this gradient
         total = exact.to(work)
         # If the targets' terms are added last, the sum before them is the softmax's part alone.
         of_softmax = accumulated(sums["softmax"], sums["softmax rises"])
         variance = sums["variance"] + torch.maximum(accumulated(total, sums["rises"]), of_softmax)
-        return amplitude(variance), sums["coherent"] + (arithmetic.truncation(rows) + u) * total.abs()
+        coherent = sums["coherent"] + (arithmetic.truncation(rows) + u) * total.abs()
+        return DerivedErrors(amplitude(variance), coherent)
 
     bounds = {}
     if oracle.gradients.get("input") is not None:
-        bounds["grad_input"] = (amplitude(input_variance), input_coherent)
+        bounds["grad_input"] = DerivedErrors(amplitude(input_variance), input_coherent)
     if oracle.gradients.get("weight") is not None:
         bounds["grad_weight"] = assembled("weight", x_sums)
     if oracle.gradients.get("bias") is not None:

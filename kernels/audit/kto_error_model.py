@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ktonum.bounds import Arithmetic, amplitude, unit_roundoff
+from ktonum.declare.error_model import DerivedErrors
 from ktonum.declare.evaluation import Evaluation
 from ktonum.kernels.audit.gradient_errors import gradient_bounds
 from ktonum.kernels.audit.logit_errors import IN_SEQUENCE, ScoredTokens, SequenceErrors, analysed_sequences
@@ -59,7 +60,7 @@ def kto_error_model(
     upstream: Mapping[str, Tensor],
     oracle: Evaluation,
     arithmetic: Arithmetic,
-) -> dict[str, tuple[Tensor, Tensor]]:
+) -> dict[str, DerivedErrors]:
     """Bounds for the loss, the six metrics and the gradients of input, weight and bias; an `ErrorModel`."""
     config = KTOConfig(**{k: v for k, v in parameters.items() if k in {f.name for f in fields(KTOConfig)}})
     t = KTOInputs(**inputs)
@@ -147,17 +148,17 @@ def _output_bounds(
     formula: tuple[Tensor, Tensor, Tensor],
     truncation: float,
     roundoffs: tuple[float, float],
-) -> dict[str, tuple[Tensor, Tensor]]:
+) -> dict[str, DerivedErrors]:
     (slope, losses, kl_error), (u, stored) = formula, roundoffs
     # The error of ℓ_i: that of its own log-ratio, the shared one, and a few roundings of the formula.
     own = (slope.square() * ratio_variance + (4 * u * losses.nan_to_num()).square()).nan_to_num()
     shared = (slope.abs() * (ratio_shift + kl_error)).nan_to_num()
     weights = {"mean": 1 / max(1, int((~losses.isnan()).sum())), "sum": 1.0}
     if config.reduction == "none":
-        bounds = {"loss": (amplitude(own), shared)}
+        bounds = {"loss": DerivedErrors(amplitude(own), shared)}
     else:
         factor = weights[config.reduction]
-        bounds = {"loss": (factor * amplitude(own.sum()), factor * shared.sum())}
+        bounds = {"loss": DerivedErrors(factor * amplitude(own.sum()), factor * shared.sum())}
     quantities = {
         "logps": (policy.variance, truncation * policy.shift.abs()),
         "rewards": (config.beta**2 * ratio_variance, abs(config.beta) * ratio_shift),
@@ -167,10 +168,10 @@ def _output_bounds(
         chosen = t.preference_labels if side == "chosen" else ~t.preference_labels
         if quantity == "logits":
             variance = _logit_sum_variance(policy, chosen, t.target.shape[1] * t.weight.shape[0], (u, stored))
-            bounds[name] = (amplitude(variance), torch.zeros_like(variance))
+            bounds[name] = DerivedErrors(amplitude(variance), torch.zeros_like(variance))
         else:
             variances, shift = quantities[quantity]
-            bounds[name] = (amplitude((chosen * variances).sum()), (chosen * shift).sum())
+            bounds[name] = DerivedErrors(amplitude((chosen * variances).sum()), (chosen * shift).sum())
     return bounds
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from ktonum.bounds.standard import StandIn
 from ktonum.case.runs import CaseRuns
 from ktonum.case.variants import further_runs
 from ktonum.declare.error_model import DerivedErrors
+from ktonum.errors import KtonumError
 from ktonum.measure.comparison import compare
 from ktonum.measure.over_draws import drawn_errors, typical_errors
 
@@ -29,7 +31,11 @@ _OTHER_DRAWS = 16
 
 
 def granted_bounds(case: CaseRuns, standard: Standard) -> dict[str, ErrorBound]:
-    """Bounds by tensor name, gradients as ``grad_NAME``, for every tensor of the oracle."""
+    """Bounds by tensor name, gradients as ``grad_NAME``, for every tensor of the oracle.
+
+    Raises:
+        KtonumError: The op's error model returned something else than `DerivedErrors`.
+    """
     derived = _derived(case, standard.arithmetic(case.dtype, case.case.device))
     measured = _StandInRun(case, standard.stand_in(case.dtype))
     plain, plain_biases = case.plain.tensors(), standard.plain_biases(case.dtype)
@@ -37,9 +43,9 @@ def granted_bounds(case: CaseRuns, standard: Standard) -> dict[str, ErrorBound]:
     for name, expected in case.oracle.tensors().items():
         final = plain[name].dtype if name in plain else case.dtype
         if name in derived:
-            independent, coherent, *known = derived[name]
+            errors = derived[name]
             source = f"rounding-error analysis, {standard.name}"
-            bound = ErrorBound(independent, coherent, final, source, *known)
+            bound = ErrorBound(errors.independent, errors.coherent, final, source, errors.bias)
         else:
             bound = measured.bound(name, expected, final)
         if plain_biases:
@@ -75,7 +81,15 @@ def _derived(case: CaseRuns, arithmetic: Arithmetic) -> Mapping[str, DerivedErro
     model = case.op.error_model
     if model is None:
         return {}
-    return model(case.inputs, case.parameters, case.upstream, case.oracle, arithmetic)
+    derived: Mapping[str, Any] = model(case.inputs, case.parameters, case.upstream, case.oracle, arithmetic)
+    for name, errors in derived.items():
+        if not isinstance(errors, DerivedErrors):
+            size = f" of {len(errors)}" if isinstance(errors, tuple) else ""
+            raise KtonumError(
+                f"the error model of op {case.op.name!r} returned a {type(errors).__name__}{size} for {name!r}: return "
+                f"ktonum.DerivedErrors(independent, coherent), with bias=... where a bias is known"
+            )
+    return derived
 
 
 def _signed_bias(actual: Tensor | None, expected: Tensor) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -12,12 +13,24 @@ from ktonum.declare.evaluation import Evaluation
 
 __all__ = ["DerivedErrors", "ErrorModel"]
 
-#: (independent, coherent), or these and a bias: see `ErrorBound`.
-DerivedErrors: TypeAlias = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, float]
+
+@dataclass(frozen=True)
+class DerivedErrors:
+    """What an analysis says of one tensor's error, before the tensor is rounded to its own dtype.
+
+    Attributes:
+        independent: Amplitude of errors that are independent from element to element, ≥ 0, shape of the tensor.
+        coherent: Bound on errors that elements share, ≥ 0, same shape.
+        bias: Known part of the signed bias ⟨error, expected⟩ / ‖expected‖², a pure number. Its size counts.
+    """
+
+    independent: Tensor
+    coherent: Tensor
+    bias: float = 0.0
 
 
 class ErrorModel(Protocol):
-    """An op's rounding-error analysis: bounds by output name, and by ``grad_INPUT``."""
+    """An op's rounding-error analysis."""
 
     def __call__(
         self,
@@ -27,15 +40,13 @@ class ErrorModel(Protocol):
         oracle: Evaluation,
         arithmetic: Arithmetic,
     ) -> Mapping[str, DerivedErrors]:
-        """(independent, coherent), or these and a bias, by tensor name: see `ErrorBound`.
-
-        Tensors left out get a measured bound.
+        """Errors by output name, and by ``grad_INPUT``. A tensor that is left out gets a measured bound.
 
         Args:
-            inputs: As the candidate sees them.
+            inputs: As the candidate gets them.
             parameters: The point's parameters.
             upstream: Upstream gradients by output name.
             oracle: The reference's float64 run.
-            arithmetic: What is granted.
+            arithmetic: The arithmetic that the implementation may use.
         """
         ...

@@ -68,7 +68,7 @@ class Op:
             name.
         laws: Equations that the candidate must satisfy.
         differentiable: Names of the inputs that get gradients; empty means every floating tensor.
-        error_model: Derives bounds from an analysis of this op, see `ktonum.bounds`. If None, bounds come from measured
+        error_model: Derives the errors of this op, see `ktonum.declare.error_model`. If None, bounds come from measured
             references.
         special_inputs: Inputs at the ends of their range, by a short description, see `ktonum.declare.special_inputs`.
             If None, each differentiable input is made large and zero in turn.

@@ -15,11 +15,12 @@ from torch import Tensor
 from ktonum.bounds import Arithmetic
 from ktonum.declare.cases import Point
 from ktonum.declare.drawing import Draw
+from ktonum.declare.error_model import DerivedErrors
 from ktonum.declare.evaluation import Evaluation, Run
 from ktonum.declare.op import Law, Op
 from ktonum.errors import UsageError
 from ktonum.ready_ops.row_laws import row_laws
-from ktonum.ready_ops.softmax_errors import LabelledRows, loss_bounds
+from ktonum.ready_ops.softmax_errors import LabelledRows, loss_errors
 from ktonum.ready_ops.upcasting import rounded_once
 
 __all__ = ["OP", "ignored_rows_law", "reference", "sampled_targets", "scored_rows", "torch_cross_entropy", "upcast"]
@@ -92,11 +93,11 @@ def _error_model(
     upstream: Mapping[str, Tensor],
     oracle: Evaluation,
     arithmetic: Arithmetic,
-) -> dict[str, tuple[Tensor, Tensor]]:
+) -> dict[str, DerivedErrors]:
     """Logits are inputs, without error of their own."""
     logits = inputs["logits"].double()
     rows = LabelledRows.of(logits, torch.zeros_like(logits), inputs["target"], upstream["output"], parameters)
-    output, gradient = loss_bounds(rows, arithmetic)
+    output, gradient = loss_errors(rows, arithmetic)
     return {"output": output, "grad_logits": gradient}
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from ktonum.bounds import Arithmetic, subnormal_rounding, summation_variance, unit_roundoff
 from ktonum.declare.cases import Point
 from ktonum.declare.drawing import Draw
+from ktonum.declare.error_model import DerivedErrors
 from ktonum.declare.evaluation import Evaluation
 from ktonum.declare.op import Op
 from ktonum.ready_ops import cross_entropy
 from ktonum.ready_ops.row_laws import row_laws
-from ktonum.ready_ops.softmax_errors import LabelledRows, loss_bounds
+from ktonum.ready_ops.softmax_errors import LabelledRows, loss_errors
 from ktonum.ready_ops.upcasting import rounded_once
 
 __all__ = ["OP", "reference", "torch_fused_linear_cross_entropy", "upcast"]
@@ -58,7 +59,7 @@ def _error_model(
     upstream: Mapping[str, Tensor],
     oracle: Evaluation,
     arithmetic: Arithmetic,
-) -> dict[str, tuple[Tensor, Tensor]]:
+) -> dict[str, DerivedErrors]:
     """With the gradient c e_v of the logits, ∂x = Σ_v c e_v w_v and ∂w_v = Σ_rows c e_v x.
 
     Logits have the error of the accumulation of their product; `eager` rounds them too. The gradients have the errors
@@ -75,34 +76,34 @@ def _error_model(
     variance = summation_variance(hidden, products, x2 @ w2.T, arithmetic.accumulator)
     variance += (1 if bias is None else 2) * (s * logits).square() + (arithmetic.truncation(hidden) * products).square()
     labelled = LabelledRows.of(logits, variance, inputs["target"], upstream["output"], parameters)
-    output, (independent, coherent) = loss_bounds(labelled, arithmetic)
+    output, of_logits = loss_errors(labelled, arithmetic)
     error = labelled.error
     # Each c e_v is an operand. It is rounded once. If it is small, the error is up to half the spacing of subnormals.
     tiny = subnormal_rounding(arithmetic.operands)
     rounding = (operand * error).square() + tiny**2 * (error != 0)
-    own = independent.square() + rounding
+    own = of_logits.independent.square() + rounding
 
     def accumulated(total: Tensor, squares: Tensor, terms: int) -> Tensor:
         return summation_variance(terms, total, squares, arithmetic.accumulator)
 
     of_x, of_w = error @ w, error.T @ x
-    bounds = {
+    errors = {
         "output": output,
-        "grad_input": (
+        "grad_input": DerivedErrors(
             (own @ w2 + accumulated(of_x, error.square() @ w2, classes)).sqrt(),
             # The terms of a row share this error with their signs. So its sum may cancel like the gradient itself.
             _shared_by_row(labelled, arithmetic, w) + arithmetic.truncation(classes) * of_x.abs(),
         ),
-        "grad_weight": (
-            (own.T @ x2 + (coherent.square().T @ x2) + accumulated(of_w, error.square().T @ x2, rows)).sqrt(),
+        "grad_weight": DerivedErrors(
+            (own.T @ x2 + (of_logits.coherent.square().T @ x2) + accumulated(of_w, error.square().T @ x2, rows)).sqrt(),
             (arithmetic.truncation(rows) + 4 * s + u) * of_w.abs(),
         ),
     }
     if bias is not None:
         of_b = error.sum(0)
-        by_class = own.sum(0) + coherent.square().sum(0) + accumulated(of_b, error.square().sum(0), rows)
-        bounds["grad_bias"] = (by_class.sqrt(), (4 * s + u) * of_b.abs())
-    return bounds
+        by_class = own.sum(0) + of_logits.coherent.square().sum(0) + accumulated(of_b, error.square().sum(0), rows)
+        errors["grad_bias"] = DerivedErrors(by_class.sqrt(), (4 * s + u) * of_b.abs())
+    return errors
 
 
 def _shared_by_row(rows: LabelledRows, arithmetic: Arithmetic, weight: Tensor) -> Tensor:

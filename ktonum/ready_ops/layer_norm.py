@@ -11,6 +11,7 @@ from torch import Tensor
 from ktonum.bounds import Arithmetic, subnormal_rounding, summation_variance, unit_roundoff
 from ktonum.declare.cases import Point
 from ktonum.declare.drawing import Draw
+from ktonum.declare.error_model import DerivedErrors
 from ktonum.declare.evaluation import Evaluation
 from ktonum.declare.op import Op
 from ktonum.ready_ops.activations import activations
@@ -50,7 +51,7 @@ def _error_model(
     upstream: Mapping[str, Tensor],
     oracle: Evaluation,
     arithmetic: Arithmetic,
-) -> dict[str, tuple[Tensor, Tensor]]:
+) -> dict[str, DerivedErrors]:
     """With c = x − mean(x), r = 1 / std and ĉ = c r: y = ĉ w + b, ∂x = r (g w − mean(g w) − ĉ mean(g w ĉ)).
 
     ∂w = Σ_rows g ĉ and ∂b = Σ_rows g. Each element has a few roundings of its own. A row shares the errors of the mean,
@@ -99,19 +100,19 @@ def _error_model(
         return summation_variance(rows, terms.sum(0), terms.square().sum(0), a)
 
     return {
-        "output": (
+        "output": DerivedErrors(
             s * (3 * (normed * w).abs() + (normed * w + inputs["bias"].double()).abs()) + tiny * (1 + w.abs()),
             of_r * (normed * w).abs() + of_mean * r * w.abs(),
         ),
-        "grad_x": (
+        "grad_x": DerivedErrors(
             4 * s * size + tiny * (2 + r),
             of_r * (size + 2 * r * through.abs())
             + r * (of_weighted + normed.abs() * of_through + r * of_mean * mean_through.abs())
             + 2 * lost * centred.abs()
             + tiny * (1 + 1 / hidden),
         ),
-        "grad_weight": ((weight_variance + of_column_sum(by_weight)).sqrt(), torch.zeros_like(w)),
-        "grad_bias": (of_column_sum(by_bias).sqrt(), torch.zeros_like(w)),
+        "grad_weight": DerivedErrors((weight_variance + of_column_sum(by_weight)).sqrt(), torch.zeros_like(w)),
+        "grad_bias": DerivedErrors(of_column_sum(by_bias).sqrt(), torch.zeros_like(w)),
     }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ktonum.bounds import Arithmetic, subnormal_rounding, summation_variance, unit_roundoff
 from ktonum.declare.cases import Point
 from ktonum.declare.drawing import Draw
+from ktonum.declare.error_model import DerivedErrors
 from ktonum.declare.evaluation import Evaluation
 from ktonum.declare.op import Op
 from ktonum.ready_ops.activations import activations
@@ -44,7 +45,7 @@ def _error_model(
     upstream: Mapping[str, Tensor],
     oracle: Evaluation,
     arithmetic: Arithmetic,
-) -> dict[str, tuple[Tensor, Tensor]]:
+) -> dict[str, DerivedErrors]:
     """With r = 1 / rms and the mean m of g w x: y = x r w, ∂x = r g w − x r³ m, ∂w = Σ_rows g x r.
 
     Each element has a few roundings of its own. A row shares the errors of r and m.
@@ -78,12 +79,12 @@ def _error_model(
     lost = tiny * (1 + (1 + of_terms * r**3) / hidden)
     columns = summation_variance(rows, by_weight.sum(0), by_weight_squares.sum(0), a)
     return {
-        "output": (2 * s * (x * r * w).abs() + tiny * w.abs(), shared * (x * r * w).abs()),
-        "grad_x": (
+        "output": DerivedErrors(2 * s * (x * r * w).abs() + tiny * w.abs(), shared * (x * r * w).abs()),
+        "grad_x": DerivedErrors(
             3 * s * (direct + through_r * mean.abs()) + tiny * (2 + r),
             shared * (direct + 3 * through_r * mean.abs()) + through_r * of_mean + 2 * lost * x.abs(),
         ),
-        "grad_weight": (
+        "grad_weight": DerivedErrors(
             ((by_weight_squares * (9 * of_r + 13 * s**2) + tiny**2 * (g.square() + 1)).sum(0) + columns).sqrt(),
             torch.zeros_like(w),
         ),

@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from ktonum.bounds import Arithmetic, subnormal_rounding, unit_roundoff
+from ktonum.declare.error_model import DerivedErrors
 
-__all__ = ["LabelledRows", "loss_bounds"]
+__all__ = ["LabelledRows", "loss_errors"]
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ class LabelledRows:
         return stored.clamp(max=subnormal_rounding(arithmetic.stored))
 
 
-def loss_bounds(rows: LabelledRows, arithmetic: Arithmetic) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(independent, coherent) bounds for the output and for the logits' gradient, see `ktonum.bounds.ErrorBound`."""
+def loss_errors(rows: LabelledRows, arithmetic: Arithmetic) -> tuple[DerivedErrors, DerivedErrors]:
+    """Errors of the output, and of the logits' gradient."""
     u, s = unit_roundoff(arithmetic.accumulator), unit_roundoff(arithmetic.stored)
     distance = (rows.logits - rows.logsumexp).abs()
     shared = rows.logsumexp_variance(arithmetic)[:, 0]
@@ -133,4 +134,4 @@ def loss_bounds(rows: LabelledRows, arithmetic: Arithmetic) -> tuple[tuple[Tenso
     # δ (1 + V p_v)
     coherent = coherent + rows.smoothing_underflow(arithmetic) * (1 + rows.logits.shape[1] * p)
     output = variance.sqrt()
-    return (output, torch.zeros_like(output)), (independent, coherent)
+    return DerivedErrors(output, torch.zeros_like(output)), DerivedErrors(independent, coherent)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ktonum.bounds import FUNCTION_BIAS, Arithmetic, subnormal_rounding, unit_roundoff
 from ktonum.declare.cases import Point
 from ktonum.declare.drawing import Draw
+from ktonum.declare.error_model import DerivedErrors
 from ktonum.declare.evaluation import Evaluation
 from ktonum.declare.op import Op
 from ktonum.errors import UsageError
@@ -56,7 +57,7 @@ def _error_model(
     upstream: Mapping[str, Tensor],
     oracle: Evaluation,
     arithmetic: Arithmetic,
-) -> dict[str, tuple[Tensor, Tensor, float]]:
+) -> dict[str, DerivedErrors]:
     """σ has the errors of e^−a and of the quotient. ∂a = g b (σ + a σ (1 − σ)) depends twice on this same σ.
 
     All elements share the mean error, over arguments, of the exponential and of the quotient. The error of a stored
@@ -90,9 +91,9 @@ def _error_model(
         return found if math.isfinite(found) else 0.0  # not finite if something overflows
 
     return {
-        "output": (b.abs() * own, (silu * b).abs() * shared, bias(b, silu, a * by_sigma, by_silu)),
-        "grad_up": (g.abs() * own, (g * silu).abs() * shared, bias(g, silu, a * by_sigma, by_silu)),
-        "grad_gate": (
+        "output": DerivedErrors(b.abs() * own, (silu * b).abs() * shared, bias(b, silu, a * by_sigma, by_silu)),
+        "grad_up": DerivedErrors(g.abs() * own, (g * silu).abs() * shared, bias(g, silu, a * by_sigma, by_silu)),
+        "grad_gate": DerivedErrors(
             (g * b).abs() * own_slope + tiny * (2 + a.abs()),
             (g * b).abs() * shared_slope,
             bias(g * b, sigma + silu * (1 - sigma), slope_by_sigma),
