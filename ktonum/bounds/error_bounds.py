@@ -15,12 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ktonum.bounds.constants import confidence
 from ktonum.bounds.formats import spacing
 
 __all__ = [
     "ErrorBound",
     "amplitude",
     "from_measured_error",
+    "norm_bound",
+    "projection_bound",
     "subnormal_rounding",
     "unit_roundoff",
 ]
@@ -72,6 +75,27 @@ class ErrorBound:
     def final_rounding(self, expected: Tensor) -> Tensor:
         """Half a unit in the last place at ``expected``, which rounding to nearest cannot exceed; flat, float64."""
         return spacing(expected, self.dtype) / 2
+
+
+def norm_bound(*, variance: float, coherent_squares: float, count: int) -> float:
+    """Bound on the norm of the error of ``count`` elements.
+
+    Args:
+        variance: Σ a², with the amplitudes a of independent errors.
+        coherent_squares: Σ c², with the bounds c on coherent errors.
+        count: The number of elements; 1 or more.
+    """
+    return math.sqrt(variance * (1 + confidence() ** 2 / count)) + math.sqrt(coherent_squares)
+
+
+def projection_bound(*, variance: float, coherent: float) -> float:
+    """Bound on ⟨error, expected⟩.
+
+    Args:
+        variance: Σ (a e)², with the amplitudes a of independent errors and the expected values e.
+        coherent: Σ c |e|, with the bounds c on coherent errors.
+    """
+    return confidence() * math.sqrt(variance) + coherent
 
 
 def from_measured_error(

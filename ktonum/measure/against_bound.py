@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ktonum.bounds import ErrorBound, confidence
+from ktonum.bounds.error_bounds import norm_bound, projection_bound
+from ktonum.measure.accumulation import Worst
 from ktonum.measure.comparison import blocks, unravelled
 from ktonum.results import Measurement
 
@@ -125,8 +127,7 @@ class GrantedErrors:
 
         The last two are left out where everything expected is zero.
         """
-        count, single = actual.numel(), confidence()
-        worst, worst_at = 0.0, 0
+        worst = Worst()
         squares = products = 0.0
         sums = [0.0] * 6
         for start, (a, e, i, c) in blocks(actual.detach(), self.expected, self._own, self._shared):
@@ -136,23 +137,21 @@ class GrantedErrors:
             error = a - block.expected
             # NaN compares false with everything: it must come out as the worst element. 0/0 is no error.
             use = (error.abs() / block.tolerance).nan_to_num_(nan=math.inf, posinf=math.inf).masked_fill_(error == 0, 0)
-            place = int(use.argmax())
-            if float(use[place]) > worst:
-                worst, worst_at = float(use[place]), start + place
+            worst.update(use, start)
             error /= self.unit
             squares += float(error.square().sum())
             products += float((error * (block.expected / self.unit)).sum())
             sums = [total + part for total, part in zip(sums, block.sums, strict=True)]
         source, scale = self.bound.source, self.scale
-        place_of_worst = element_place(worst_at, actual.shape)
-        measurements = [Measurement(f"{name}/element", worst, 1.0, "bound", source, place_of_worst)]
+        place_of_worst = element_place(worst.place, actual.shape)
+        measurements = [Measurement(f"{name}/element", worst.value, 1.0, "bound", source, place_of_worst)]
         norms, variance, coherent_squares, projected_variance, projected_coherent, projected_rounding = sums
         # Less than that is zero in the tensor's dtype, and has lost its digits here.
         if norms <= torch.finfo(torch.float64).tiny:
             return tuple(measurements)
         norm = math.sqrt(norms)
-        in_norm = math.sqrt(variance * (1 + single**2 / count)) + math.sqrt(coherent_squares)
-        projected = single * math.sqrt(projected_variance) + projected_coherent + abs(projected_rounding)
+        in_norm = norm_bound(variance=variance, coherent_squares=coherent_squares, count=actual.numel())
+        projected = projection_bound(variance=projected_variance, coherent=projected_coherent) + abs(projected_rounding)
         of_norm = Measurement(f"{name}/relative_norm", math.sqrt(squares) / norm, scale * in_norm / norm, "1", source)
         in_projection = scale * (projected / norms + abs(self.bound.bias))
         of_bias = Measurement(f"{name}/signed_bias", abs(products) / norms, in_projection, "1", source)

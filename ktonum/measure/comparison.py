@@ -12,6 +12,7 @@ from torch import Tensor
 from ktonum.bounds.formats import spacing
 from ktonum.declare.cases import DTYPES, torch_dtype
 from ktonum.errors import InputError
+from ktonum.measure.accumulation import ErrorSums, Nonfinite, Worst
 
 __all__ = ["Comparison", "blocks", "compare", "unravelled"]
 
@@ -73,45 +74,26 @@ def compare(*, actual: Tensor, expected: Tensor, dtype: torch.dtype | str | None
             raise InputError(f"unknown dtype {dtype!r}: use {', '.join(DTYPES)}, or a torch dtype")
         dtype = torch_dtype(dtype)
     unit = dtype or actual.dtype
-    squares = products = norms = 0.0
-    max_absolute, max_ulp, worst, nonfinite = 0.0, 0.0, 0, 0
-    first_nonfinite = -1
+    sums, worst, nonfinite, max_absolute = ErrorSums(), Worst(), Nonfinite(), 0.0
     for start, (a, e) in blocks(actual.detach(), expected.detach()):
         a, e = a.double(), e.double()
-        strange = ~(a.isfinite() & e.isfinite()) & ~((a == e) | (a.isnan() & e.isnan()))
-        count = int(strange.sum())
-        if count and first_nonfinite < 0:
-            first_nonfinite = start + int(strange.nonzero()[0])
-        nonfinite += count
-        usable = a.isfinite() & e.isfinite()
-        error = torch.where(usable, a - e, 0.0)
-        e = torch.where(usable, e, 0.0)
-        squares += float(error.square().sum())
-        products += float((error * e).sum())
-        norms += float(e.square().sum())
-        ulps = error.abs() / spacing(e, unit)
-        place = int(ulps.argmax())
-        if float(ulps[place]) > max_ulp:
-            max_ulp, worst = float(ulps[place]), start + place
+        usable = nonfinite.usable(a, e, start)
+        error, e = torch.where(usable, a - e, 0.0), torch.where(usable, e, 0.0)
+        sums.add(error, e)
+        worst.update(error.abs() / spacing(e, unit), start)
         max_absolute = max(max_absolute, float(error.abs().amax()))
-    if nonfinite:
-        index = unravelled(first_nonfinite, actual.shape)
-        return Comparison(math.inf, math.inf, math.inf, math.inf, index, nonfinite, actual.numel())
+    if nonfinite.count:
+        index = unravelled(nonfinite.first, actual.shape)
+        return Comparison(math.inf, math.inf, math.inf, math.inf, index, nonfinite.count, actual.numel())
     return Comparison(
-        relative_norm=_ratio(math.sqrt(squares), math.sqrt(norms)),
-        signed_bias=_ratio(products, norms),
+        relative_norm=sums.relative_norm,
+        signed_bias=sums.signed_bias,
         max_absolute=max_absolute,
-        max_ulp=max_ulp,
-        worst_index=unravelled(worst, actual.shape),
+        max_ulp=worst.value,
+        worst_index=unravelled(worst.place, actual.shape),
         nonfinite=0,
         elements=actual.numel(),
     )
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    if denominator == 0.0:
-        return 0.0 if numerator == 0.0 else math.inf
-    return numerator / denominator
 
 
 def unravelled(flat: int, shape: torch.Size) -> tuple[int, ...]:

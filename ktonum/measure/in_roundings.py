@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 
 from ktonum.bounds import confidence
+from ktonum.bounds.error_bounds import norm_bound, projection_bound
 from ktonum.bounds.formats import spacing
+from ktonum.measure.accumulation import ErrorSums, Nonfinite, Worst, same
 from ktonum.measure.comparison import unravelled
 
 __all__ = [
@@ -112,38 +114,28 @@ def measure_errors(*, actual: Tensor, expected: Tensor, stored: torch.dtype) -> 
 
     Elements that are NaN in both, or the same infinity, agree and are left out; there must be others.
     """
-    element, worst, first_nonfinite, nonfinite, finite = -1.0, 0, 0, 0, 0
-    sums = torch.zeros(4, dtype=torch.float64)
+    sums, worst, nonfinite, finite, roundings = ErrorSums(), Worst(), Nonfinite(), 0, 0.0
     for s in _stretches(expected, stored):
-        a, given = s.of(actual), s.of(expected)
-        agreed = (a == given) | (a.isnan() & given.isnan())
-        usable = a.isfinite() & given.isfinite()
-        strange = ~usable & ~agreed
-        error = torch.where(usable, a - s.expected, 0.0)
-        # 0/0 is no error, and what divides by zero otherwise is the worst.
-        ratio = torch.where(error == 0, 0.0, error.abs() / s.unit)
-        place = int(ratio.argmax())
-        offset = s.rows.start * ratio.shape[1]
-        if float(ratio.view(-1)[place]) > element:
-            element, worst = float(ratio.view(-1)[place]), offset + place
-        if nonfinite == 0 and bool(strange.any()):
-            first_nonfinite = offset + int(strange.view(-1).int().argmax())
-        nonfinite += int(strange.sum())
+        a, start = s.of(actual), s.rows.start * s.expected.shape[1]
+        usable = nonfinite.usable(a, s.of(expected), start)
         finite += int(usable.sum())
-        d, e, h = error / s.scale, s.expected / s.scale, torch.where(usable, s.half_ulp, 0.0) / s.scale
-        sums += torch.stack([(x * y).sum() for x, y in ((d, d), (e, e), (d, e), (h, h))]).cpu()
-    if nonfinite:
+        error = torch.where(usable, a - s.expected, 0.0)
+        # 0/0 is no error, and an error that is divided by zero is the worst.
+        worst.update(torch.where(error == 0, 0.0, error.abs() / s.unit), start)
+        sums.add(error / s.scale, s.expected / s.scale)
+        roundings += float((torch.where(usable, s.half_ulp, 0.0) / s.scale).square().sum())
+    if nonfinite.count:
         infinite = dict.fromkeys(applicable_measures(expected.numel()), math.inf)
-        return Errors(infinite, math.nan, math.nan, unravelled(first_nonfinite, expected.shape), nonfinite)
-    errors, norms, products, roundings = sums.tolist()
-    norms, roundings = max(norms, _TINY), max(roundings, _TINY)
+        return Errors(infinite, math.nan, math.nan, unravelled(nonfinite.first, expected.shape), nonfinite.count)
+    norms, roundings = max(sums.norms, _TINY), max(roundings, _TINY)
     values = {
-        "element": element,
-        "relative_norm": math.sqrt(errors / roundings),
-        "signed_bias": abs(products) / (math.sqrt(roundings) * math.sqrt(norms)),
+        "element": worst.value,
+        "relative_norm": math.sqrt(sums.squares / roundings),
+        "signed_bias": abs(sums.products) / (math.sqrt(roundings) * math.sqrt(norms)),
     }
     values = {name: values[name] for name in applicable_measures(finite)}
-    return Errors(values, products / norms, math.sqrt(errors / norms), unravelled(worst, expected.shape), 0)
+    place, norm = unravelled(worst.place, expected.shape), math.sqrt(sums.squares / norms)
+    return Errors(values, sums.products / norms, norm, place, 0)
 
 
 def exceeding_elements(*, actual: Tensor, expected: Tensor, stored: torch.dtype, tolerance: float) -> Tensor:
@@ -151,8 +143,7 @@ def exceeding_elements(*, actual: Tensor, expected: Tensor, stored: torch.dtype,
     found = torch.zeros(actual.shape, dtype=torch.bool)
     for s in _stretches(expected, stored):
         a, given = s.of(actual), s.of(expected)
-        agreed = (a == given) | (a.isnan() & given.isnan())
-        _matrix(found)[s.rows] = (~((a - given).abs() <= tolerance * s.unit) & ~agreed).cpu()
+        _matrix(found)[s.rows] = (~((a - given).abs() <= tolerance * s.unit) & ~same(a, given)).cpu()
     return found
 
 
@@ -162,7 +153,7 @@ def derived_tolerances(*, expected: Tensor, stored: torch.dtype, model: Model) -
     The model maps each block to (independent, coherent) errors as in `ktonum.bounds.ErrorBound`; expected is float64.
     """
     count = expected.numel()
-    by_element, single = confidence(count), confidence()
+    by_element = confidence(count)
     element, sums = 0.0, torch.zeros(6, dtype=torch.float64)
     for s in _stretches(expected, stored):
         independent, shared = model(s)
@@ -172,11 +163,12 @@ def derived_tolerances(*, expected: Tensor, stored: torch.dtype, model: Model) -
         a = (i.square() + h.square()).sqrt()
         sums += torch.stack([(x * y).sum() for x, y in ((h, h), (e, e), (a, a), (c, c), (a * e, a * e), (c, e))]).cpu()
     roundings, norms, variance, coherent, projected, shifted = sums.clamp(min=_TINY).tolist()
-    norm = math.sqrt(variance * (1 + single**2 / count)) + math.sqrt(coherent)
+    norm = norm_bound(variance=variance, coherent_squares=coherent, count=count)
+    projection = projection_bound(variance=projected, coherent=shifted)
     granted = {
         "element": element,
         "relative_norm": norm / math.sqrt(roundings),
-        "signed_bias": (single * math.sqrt(projected) + shifted) / (math.sqrt(roundings) * math.sqrt(norms)),
+        "signed_bias": projection / (math.sqrt(roundings) * math.sqrt(norms)),
     }
     return {name: granted[name] for name in applicable_measures(count)}
 
