@@ -13,8 +13,8 @@ from ktonum.auditing.plan import KeptContext
 from ktonum.auditing.settings import AuditSettings, SessionSettings
 from ktonum.calibrate.settings import CalibrationSettings
 from ktonum.results import CheckResult, Report, Verdict
+from subjects.small_ops import RMS_NORM
 from support.command_line import run
-from support.small_ops import RMS_NORM
 from support.throwaway_ops import write_ops
 
 # A value for each type of field, other than any default.

@@ -14,7 +14,7 @@ from ktonum.bounds.standard import StandIn
 from ktonum.declare.cases import torch_dtype
 from ktonum.errors import UsageError
 from ktonum.results import STANDARDS
-from support.planted import ALL
+from subjects.planted import ALL
 from support.repository import ROOT
 
 

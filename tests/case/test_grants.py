@@ -19,7 +19,7 @@ from ktonum.declare.error_model import ErrorModel
 from ktonum.declare.op import Op
 from ktonum.errors import KtonumError
 from ktonum.results import Verdict
-from support.small_ops import RMS_NORM
+from subjects.small_ops import RMS_NORM
 
 
 def _op(returned: Any) -> Op:

@@ -6,7 +6,7 @@ import torch
 
 from ktonum.case.context import CaseContext
 from ktonum.case.variants import further_runs, redrawn, resized, varied
-from support.small_ops import NORM_POINT, RMS_NORM
+from subjects.small_ops import NORM_POINT, RMS_NORM
 
 (CASE,) = RMS_NORM.cases(profile="quick", dtypes=["fp32"], device="cpu")
 
