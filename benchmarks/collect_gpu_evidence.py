@@ -96,9 +96,9 @@ def production_rows(results: tuple[CheckResult, ...]) -> list[str]:
     """Errors at production size: each tensor's relative norm and bias, beside its bound."""
     rows = []
     for result in results:
-        if "V=151936" in result.case and result.check in ("forward", "gradients"):
+        if result.parts.dims.get("V") == 151_936 and result.check in ("forward", "gradients"):
             for m in result.measurements:
-                if m.name.startswith(("loss/", "grad_")) and not m.name.endswith("/element"):
+                if (m.tensor == "loss" or m.tensor.startswith("grad_")) and m.measure != "element":
                     rows.append(
                         f"| {result.case} | {m.name} | {m.value:.2e} | {m.bound:.2e} | {result.verdict.value} |"
                     )

@@ -5,7 +5,8 @@ For changes that are to leave behaviour as it is: run this before and after, on 
     python benchmarks/record_verdicts.py before.json
     python benchmarks/record_verdicts.py after.json --against before.json
 
-The audits are run by the command line and read from its JSON, so that the code may move between the two runs.
+The audits are run by the command line and read from its JSON, so that the code may move between the two runs. A record
+that was made under schema 1 of that JSON is upgraded before it is compared.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ktonum.results import CheckResult
+from ktonum.results.schema_1 import upgraded_result
+
 READY = ("rms_norm", "layer_norm", "swiglu", "cross_entropy", "fused_linear_cross_entropy")
 # Right candidates and such as fail, under both standards; `growth` of the interpreted kernels takes minutes.
 AUDITS = (
@@ -28,8 +32,8 @@ AUDITS = (
     ("kto", "--candidate", "torch", "--standard", "eager"),
     ("kto", *(f"--only=::{check}" for check in ("forward", "gradients", "linearity", "strided", "law:", "nonfinite"))),
 )
-#: What differs from run to run, or tells where the code stands.
-LEFT_OUT = ("seconds", "details")
+#: What differs from run to run, or tells where the code stands; and the case's name in parts, beside the name itself.
+LEFT_OUT = ("seconds", "details", "parts")
 
 Fields = dict[str, Any]
 
@@ -61,8 +65,42 @@ def audited(arguments: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
             raise SystemExit(f"{' '.join(command)} wrote no report:\n{done.stderr}")
         results = json.loads(report.read_text(encoding="utf-8"))["results"]
     for result in results:
-        kept = {key: value for key, value in result.items() if key not in LEFT_OUT}
-        yield from fields(kept, f"{' '.join(arguments)}/{result['case']}::{result['check']}")
+        yield from of_result(result, f"{' '.join(arguments)}/{result['case']}::{result['check']}")
+
+
+def of_result(result: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    """The fields of one result that a record keeps."""
+    yield from fields({key: value for key, value in result.items() if key not in LEFT_OUT}, path)
+
+
+def upgraded(record: Fields) -> Fields:
+    """A record of either schema as one of today's."""
+    found: Fields = {}
+    for audit, results in nested(record).items():
+        for name, result in results.items():
+            if "cause" not in result:  # schema 1 had none
+                result = CheckResult.from_record(upgraded_result(result)).to_record()
+            found.update(of_result(result, f"{audit}/{name}"))
+    return found
+
+
+def nested(record: Fields) -> Any:
+    """The inverse of `fields`."""
+    tree: Fields = {}
+    for path, value in record.items():
+        *parents, last = path.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return _with_lists(tree)
+
+
+def _with_lists(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    inner = {key: _with_lists(value) for key, value in node.items()}
+    return [inner[str(i)] for i in range(inner["length"])] if "length" in inner else inner
 
 
 def differences(before: Fields, now: Fields) -> Iterator[str]:
@@ -87,7 +125,8 @@ def main() -> int:
     options.record.write_text(json.dumps(record, indent=0), encoding="utf-8")
     if options.against is None:
         return 0
-    found = list(differences(json.loads(options.against.read_text(encoding="utf-8")), record))
+    before = upgraded(json.loads(options.against.read_text(encoding="utf-8")))
+    found = list(differences(before, record))
     sys.stdout.write("".join(f"{line}\n" for line in found[:50]))
     sys.stdout.write(f"{len(record)} fields of {len(AUDITS)} audits, {len(found)} of them not equal\n")
     return bool(found)

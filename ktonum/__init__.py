@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from ktonum.gradient_check.result import GradcheckResult as GradcheckResult
     from ktonum.measure.comparison import Comparison as Comparison
     from ktonum.measure.comparison import compare as compare
+    from ktonum.results import BoundKind as BoundKind
+    from ktonum.results import BoundSource as BoundSource
+    from ktonum.results import Cause as Cause
     from ktonum.results import CheckResult as CheckResult
     from ktonum.results import Localisation as Localisation
     from ktonum.results import Measurement as Measurement

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ktonum.auditing.plan import PlannedItem
 from ktonum.auditing.worker_crashes import CrashTraces, context_lost
-from ktonum.results import CheckResult, Verdict
+from ktonum.results import Cause, CheckResult, Verdict
 
 __all__ = ["ItemRunner"]
 
@@ -31,8 +31,8 @@ class ItemRunner:
         """The result of one item."""
         if self.lost_in:
             return item.error(
-                f"skipped: an earlier item crashed CUDA in this process ({self.lost_in}); run with -n 1 so that "
-                f"workers restart"
+                Cause.NOT_RUN,
+                f"an earlier item crashed CUDA in this process ({self.lost_in}); run with -n 1 so that workers restart",
             )
         with self.traces.limited(self.timeout), _one_thread():
             result = item.run()
@@ -41,8 +41,7 @@ class ItemRunner:
         ):
             self.lost_in = item.name
             if result.verdict is not Verdict.ERROR:
-                reason = "the CUDA context was lost while the candidate ran, after results had been read"
-                result = replace(result, verdict=Verdict.ERROR, reason=reason, power=(), meets=())
+                result = replace(result, verdict=Verdict.ERROR, cause=Cause.CUDA_LOST, reason="", power=(), meets=())
         return result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from ktonum.errors import CandidateError, InputError, UsageError
 from ktonum.locate.localise import Surroundings, localise
 from ktonum.measure.probe import Probe
 from ktonum.power.planting import power_of
-from ktonum.results import STANDARDS, CheckResult, Localisation, Measurement, Verdict
+from ktonum.results import STANDARDS, Cause, CheckResult, Localisation, Measurement, Verdict
 
 __all__ = ["check_named", "run_check"]
 
@@ -46,34 +47,42 @@ def run_check(check: Check, context: CaseContext, standard: str = "precise") -> 
         raise UsageError(f"unknown standard {standard!r}: use {' or '.join(STANDARDS)}")
     started = time.perf_counter()
     result = _judge(check, context, standard)
-    # A result's own time; nothing is decided by it.
-    fields = {**vars(result), "standard": standard, "seconds": time.perf_counter() - started}
-    return CheckResult(**fields)
+    # Nothing is decided by the time that it took.
+    seconds = time.perf_counter() - started
+    # A check that judges for itself gives no cause.
+    cause = result.cause or _CAUSES.get(result.verdict)
+    return replace(result, standard=standard, seconds=seconds, cause=cause, parts=context.case.parts)
+
+
+_CAUSES = {Verdict.FAIL: Cause.BEYOND_BOUND, Verdict.INCONCLUSIVE: Cause.CANNOT_TELL}
 
 
 def _judge(check: Check, context: CaseContext, standard: str) -> CheckResult:
     name = context.case.name
 
-    def result(verdict: Verdict, reason: str, details: str = "") -> CheckResult:
-        return CheckResult(name, check.name, verdict, reason=reason, details=details)
+    def undecided(cause: Cause, reason: str) -> CheckResult:
+        return CheckResult(name, check.name, Verdict.INCONCLUSIVE, reason=reason, cause=cause)
+
+    def error(cause: Cause, reason: str, details: str = "") -> CheckResult:
+        return CheckResult(name, check.name, Verdict.ERROR, reason=reason, details=details, cause=cause)
 
     try:
         if check.judge is not None:
             return check.judge(context)
         return _measure(check, context, standard)
     except Inapplicable as reason:
-        return result(Verdict.INCONCLUSIVE, str(reason))
+        return undecided(Cause.CANNOT_TELL, str(reason))
     except UsageError as reason:
-        return result(Verdict.INCONCLUSIVE, f"the candidate cannot run this case: {reason}")
-    except CandidateError as error:
-        first, _, rest = str(error).partition("\n")
-        return result(Verdict.ERROR, f"the candidate {first}", rest)
-    except InputError as error:
-        return result(Verdict.ERROR, f"the candidate refused the case: {error}")
-    except Exception as error:
-        if is_out_of_memory(error):
-            return result(Verdict.INCONCLUSIVE, f"out of device memory while checking: {str(error).splitlines()[0]}")
-        return result(Verdict.ERROR, f"{type(error).__name__}: {error}", traceback.format_exc())
+        return undecided(Cause.CANNOT_RUN, str(reason))
+    except CandidateError as raised:
+        first, _, rest = str(raised).partition("\n")
+        return error(Cause.CANDIDATE_WRONG, first, rest)
+    except InputError as refusal:
+        return error(Cause.CANDIDATE_REFUSED, str(refusal))
+    except Exception as raised:
+        if is_out_of_memory(raised):
+            return undecided(Cause.OUT_OF_MEMORY, str(raised).splitlines()[0])
+        return error(Cause.CHECK_RAISED, f"{type(raised).__name__}: {raised}", traceback.format_exc())
 
 
 def _measure(check: Check, context: CaseContext, standard: str) -> CheckResult:
@@ -81,22 +90,16 @@ def _measure(check: Check, context: CaseContext, standard: str) -> CheckResult:
     probes = check.probes(context)
     case = context.case.name
     if not probes:
-        return CheckResult(case, check.name, Verdict.INCONCLUSIVE, reason="the candidate has nothing to measure here")
+        return CheckResult(case, check.name, Verdict.INCONCLUSIVE, cause=Cause.NOTHING_MEASURED)
     by_probe = {s: [p.measure(p.actual, s) for p in probes] for s in STANDARDS}
     measurements: dict[str, list[Measurement]] = {s: [m for found in by_probe[s] for m in found] for s in STANDARDS}
     meets = tuple(s for s in STANDARDS if all(m.within for m in measurements[s]))
     decisive = tuple(measurements[standard])
     if standard in meets:
         power = tuple(p for probe in probes for p in power_of(probe, standard))
-        if not any(p.size is not None for p in power):
-            reason = "vacuous: no planted defect, up to 400 %, was flagged"
-            return CheckResult(case, check.name, Verdict.PASS, decisive, power, reason, meets=meets)
         return CheckResult(case, check.name, Verdict.PASS, decisive, power, meets=meets)
-    worst = max((m for m in decisive if not m.within), key=lambda m: m.use)
-    at = f" at {worst.where}" if worst.where else ""
-    reason = f"{worst.name} = {worst.value:.3g} exceeds {worst.bound:.3g} ({worst.bound_source}){at}"
     places = _localised(context, list(zip(probes, by_probe[standard], strict=True)), standard)
-    return CheckResult(case, check.name, Verdict.FAIL, decisive, (), reason, meets=meets, localisations=places)
+    return CheckResult(case, check.name, Verdict.FAIL, decisive, meets=meets, localisations=places)
 
 
 def _localised(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ktonum.declare.cases import Case
-from ktonum.results import CheckResult, Verdict
+from ktonum.results import Cause, CheckResult, Verdict
 
 if TYPE_CHECKING:
     from ktonum.case.context import CaseContext
@@ -39,10 +39,17 @@ class PlannedItem(ABC):
     def run(self) -> CheckResult:
         """Do it, in the process that calls."""
 
-    def error(self, reason: str, details: str = "") -> CheckResult:
+    def error(self, cause: Cause, reason: str, details: str = "") -> CheckResult:
         """The result where `run` gave none."""
         return CheckResult(
-            self.case.name, self.check, Verdict.ERROR, reason=reason, details=details, standard=self.standard
+            self.case.name,
+            self.check,
+            Verdict.ERROR,
+            cause=cause,
+            reason=reason,
+            details=details,
+            standard=self.standard,
+            parts=self.case.parts,
         )
 
 

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from ktonum.auditing.plan import PlannedItem
+from ktonum.report.failure_text import describe_result
+from ktonum.report.sentences import reason_words
 from ktonum.results import CheckResult, Verdict
 
 __all__ = [
     "PREFIX",
     "AuditItem",
     "collect_items",
-    "describe_result",
     "forget_in_junit",
     "name_in_junit",
     "node_id",
@@ -80,7 +81,7 @@ class AuditItem(pytest.Item):
         if self._fails(result):
             raise AuditFailure(describe_result(result))
         if result.verdict is Verdict.INCONCLUSIVE:
-            raise pytest.skip.Exception(f"INCONCLUSIVE: {result.reason}", _use_item_location=True)
+            raise pytest.skip.Exception(f"INCONCLUSIVE: {reason_words(result)}", _use_item_location=True)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """The verdict in words; a traceback only for what is no verdict."""
@@ -150,21 +151,3 @@ def _junit(config: pytest.Config) -> Any:
     from _pytest.junitxml import xml_key  # where the fixture record_xml_attribute finds it, too
 
     return config.stash.get(xml_key, None)
-
-
-def describe_result(result: CheckResult) -> str:
-    """A verdict in a few lines: the reason, what was measured, and the candidate's traceback."""
-    verdict = "vacuous" if result.vacuous else result.verdict.value
-    lines = [f"{verdict}: {result.reason}" if result.reason else verdict]
-    if result.verdict is Verdict.FAIL:
-        for m in sorted(result.measurements, key=lambda m: -m.use):
-            if not m.within:
-                unit = "" if m.unit in ("1", "bound") else f" {m.unit}"
-                at = f" at {m.where}" if m.where else ""
-                lines.append(f"  {m.name} = {m.value:.4g}{unit}, bound {m.bound:.4g}{at}  ({m.bound_source})")
-        for place in result.localisations:
-            lines += [f"  {line}" for line in place.lines]
-        lines.append(f"  decided by the standard {result.standard}; meets {', '.join(result.meets) or 'none'}")
-    if result.details:
-        lines.append(result.details.rstrip())
-    return "\n".join(lines)

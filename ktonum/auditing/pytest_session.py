@@ -16,7 +16,7 @@ from ktonum.auditing.plan import Plan
 from ktonum.auditing.pytest_items import node_id
 from ktonum.auditing.session_hooks import SessionHooks
 from ktonum.auditing.settings import SessionSettings
-from ktonum.results import CheckResult
+from ktonum.results import Cause, CheckResult
 
 __all__ = ["Outcome", "available_cores", "run_session", "worker_count"]
 
@@ -92,7 +92,7 @@ def run_session(
     for item in plan.items:
         result = hooks.results.get(node_id(item))
         if result is None and not interrupted:
-            result = item.error("not run: the session ended without its result", unfinished)
+            result = item.error(Cause.NOT_RUN, "the session ended without its result", unfinished)
             on_result(result)
         if result is not None:
             results.append(result)

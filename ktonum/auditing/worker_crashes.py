@@ -26,6 +26,7 @@ import pytest
 from ktonum.auditing.audit_process import AuditProcess
 from ktonum.auditing.plan import PlannedItem
 from ktonum.auditing.pytest_items import forget_in_junit, put_result
+from ktonum.results import Cause
 
 __all__ = ["CrashTrace", "CrashTraces", "context_lost", "end_worker", "handle_crash"]
 
@@ -168,7 +169,7 @@ def handle_crash(
         forget_in_junit(config, report)
         return
     if trace is not None and trace.timed_out:
-        reason = f"hung: no verdict within the time limit of {timeout:g} s"
+        cause, reason = Cause.HUNG, f"no verdict within the time limit of {timeout:g} s"
     else:
-        reason = f"the process died while the candidate ran{f': {trace.cause}' if trace else ''}"
-    put_result(report, item.error(reason, trace.text if trace else ""))
+        cause, reason = Cause.DIED, trace.cause if trace else ""
+    put_result(report, item.error(cause, reason, trace.text if trace else ""))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ktonum.bounds.constants import confidence
 from ktonum.bounds.formats import spacing
+from ktonum.results import BoundSource
 
 __all__ = [
     "ErrorBound",
@@ -61,7 +62,7 @@ class ErrorBound:
         independent: Amplitude of errors that are independent from element to element, ≥ 0, shape of the tensor.
         coherent: Bound on errors that elements share, ≥ 0, same shape.
         dtype: What the tensor is rounded to in the end.
-        source: Where the bound comes from, for the report.
+        source: Where the bound comes from.
         bias: Granted to the measure ``signed_bias`` besides: ⟨error, expected⟩ / ‖expected‖², a pure number. Its size
             counts. 0 but for 16 bits under `eager`.
     """
@@ -69,7 +70,7 @@ class ErrorBound:
     independent: Tensor
     coherent: Tensor
     dtype: torch.dtype
-    source: str
+    source: BoundSource
     bias: float = 0.0
 
     def final_rounding(self, expected: Tensor) -> Tensor:

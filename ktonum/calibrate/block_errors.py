@@ -82,7 +82,7 @@ def _measured(output: str, actual: Tensor, expected: Tensor, bound: ErrorBound) 
         expected=expected, stored=bound.dtype, model=lambda s: (s.of(bound.independent), s.of(bound.coherent))
     )
     probe = bounded_probe(output, actual=actual, expected=expected, bound=lambda standard: bound)
-    shares = {m.name.rpartition("/")[2]: m.use for m in probe.measure(actual, PRECISE.name)}
+    shares = {m.measure: m.use for m in probe.measure(actual, PRECISE.name)}
     stored, size = dtype_name(bound.dtype), expected.numel()
     return [
         Series(output, measure, stored, (error,), (granted[measure],), (shares[measure],), (size,))

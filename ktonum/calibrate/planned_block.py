@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ktonum.auditing.plan import PlannedItem
@@ -14,7 +14,7 @@ from ktonum.calibrate.samples_file import append_samples, made_with, read_sample
 from ktonum.calibrate.seed_blocks import Block, Wanted, blocks_of
 from ktonum.declare.op import Op
 from ktonum.errors import CandidateError, InputError, UsageError
-from ktonum.results import CheckResult, Verdict
+from ktonum.results import Cause, CheckResult, Verdict
 
 __all__ = ["PlannedBlock", "SamplesFile", "planned_blocks"]
 
@@ -51,25 +51,32 @@ class PlannedBlock(PlannedItem):
     def run(self) -> CheckResult:
         """Measure it."""
         started = time.perf_counter()
-        verdict, reason, details = self._measure()
-        seconds = time.perf_counter() - started
-        return CheckResult(self.case.name, self.check, verdict, reason=reason, details=details, seconds=seconds)
+        result = self._measure()
+        return replace(result, seconds=time.perf_counter() - started)
 
-    def _measure(self) -> tuple[Verdict, str, str]:
+    def _measure(self) -> CheckResult:
+        def result(verdict: Verdict, cause: Cause, reason: str, details: str = "") -> CheckResult:
+            return CheckResult(
+                self.case.name, self.check, verdict, cause=cause, reason=reason, details=details, parts=self.case.parts
+            )
+
         try:
             if self.file.has(self.block):
-                return Verdict.INCONCLUSIVE, "measured before", ""
+                return result(Verdict.INCONCLUSIVE, Cause.CANNOT_TELL, "measured before")
             series = sample_block(self.block)
             append_samples(self.file.path, self.block, series)
         except (CandidateError, InputError) as error:
             first, _, rest = str(error).partition("\n")
-            return Verdict.ERROR, f"the candidate {first}", rest
+            return result(Verdict.ERROR, Cause.CANDIDATE_WRONG, first, rest)
         except UsageError as error:  # it lacks what the point asks for
-            return Verdict.ERROR, f"the candidate cannot run this point: {error}", ""
+            return result(Verdict.ERROR, Cause.CANNOT_RUN, str(error))
         except Exception as error:
-            return Verdict.ERROR, f"{type(error).__name__}: {error}", traceback.format_exc()
+            words = f"{type(error).__name__}: {error}"
+            return result(Verdict.ERROR, Cause.CHECK_RAISED, words, traceback.format_exc())
         beyond = [s.beyond for s in series if s.beyond]
-        return (Verdict.FAIL, "; ".join(beyond), "") if beyond else (Verdict.INCONCLUSIVE, "measured", "")
+        if beyond:
+            return result(Verdict.FAIL, Cause.BEYOND_BOUND, "; ".join(beyond))
+        return result(Verdict.INCONCLUSIVE, Cause.CANNOT_TELL, "measured")
 
 
 def planned_blocks(ops: Sequence[Op], wanted: Wanted, samples: Path) -> list[PlannedBlock]:

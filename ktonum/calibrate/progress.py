@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ktonum.report.sentences import reason_words
 from ktonum.results import CheckResult, Verdict
 
 __all__ = ["SamplingView"]
@@ -49,7 +50,7 @@ class SamplingView:
         self._done += 1
         self._progress.update(self._task, advance=1, description="measuring")
         if result.verdict is not Verdict.INCONCLUSIVE:
-            words = f"{result.verdict.value} {result.case}, {result.check}: {result.reason}"
+            words = f"{result.verdict.value} {result.case}, {result.check}: {reason_words(result)}"
             self._console.print("\n".join(filter(None, (words, result.details.rstrip()))), markup=False, soft_wrap=True)
         before, now = ((self._done - i) * _LINES // self._total for i in (1, 0))
         if not self._console.is_terminal and now > before:

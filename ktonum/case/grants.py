@@ -22,6 +22,7 @@ from ktonum.declare.error_model import DerivedErrors
 from ktonum.errors import KtonumError
 from ktonum.measure.comparison import compare
 from ktonum.measure.over_draws import drawn_errors, typical_errors
+from ktonum.results import BoundKind, BoundSource
 
 __all__ = ["bound_at_extremes", "granted_bounds"]
 
@@ -44,7 +45,7 @@ def granted_bounds(case: CaseRuns, standard: Standard) -> dict[str, ErrorBound]:
         final = plain[name].dtype if name in plain else case.dtype
         if name in derived:
             errors = derived[name]
-            source = f"rounding-error analysis, {standard.name}"
+            source = BoundSource(BoundKind.DERIVED, standard.name)
             bound = ErrorBound(errors.independent, errors.coherent, final, source, errors.bias)
         else:
             bound = measured.bound(name, expected, final)
@@ -65,15 +66,17 @@ def bound_at_extremes(case: CaseRuns, name: str, own: ErrorBound, standard: Stan
     if not standard.follows_plain(case.dtype) or plain is None:
         return own
     expected = case.oracle.tensors()[name]
+    kind = BoundKind.LARGER if own.source.kind is BoundKind.DERIVED else own.source.kind
+    source = BoundSource(kind, own.source.standard, MEASURED_SCALE, case.case.dtype)
     if bool((~plain.isfinite() & expected.isfinite()).any()):
         anything = torch.full_like(expected, math.inf)
-        return ErrorBound(anything, anything, own.dtype, f"the reference in {case.case.dtype} overflows")
+        return ErrorBound(anything, anything, own.dtype, source)
     measured, _ = from_measured_error(actual=plain, expected=expected, scale=MEASURED_SCALE)
     return replace(
         own,
         independent=torch.maximum(own.independent.double(), measured),
         coherent=torch.maximum(own.coherent.double(), measured),
-        source=f"{own.source}, or {MEASURED_SCALE:g} × the error of the reference in {case.case.dtype}",
+        source=source,
     )
 
 
@@ -113,8 +116,8 @@ class _StandInRun:
         typical = self._typical.get(name, 0.0) if expected.numel() < _ENOUGH_TO_AVERAGE else 0.0
         scale = self._stand_in.scale
         independent, coherent = from_measured_error(actual=actual, expected=expected, scale=scale, typical=typical)
-        words = self._case.case.dtype if self._stand_in.plain else "float32"
-        source = f"{MEASURED_SCALE:g} × the error of the reference in {words}"
+        dtype = self._case.case.dtype if self._stand_in.plain else "fp32"
+        source = BoundSource(BoundKind.MEASURED, scale=MEASURED_SCALE, dtype=dtype)
         return ErrorBound(independent, coherent, final, source)
 
     @cached_property

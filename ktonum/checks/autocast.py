@@ -22,13 +22,13 @@ from ktonum.case.context import CaseContext
 from ktonum.case.lending import lent
 from ktonum.case.variants import further_runs
 from ktonum.checks.check import Check, Inapplicable
-from ktonum.declare.cases import Case
+from ktonum.declare.cases import Case, dtype_name
 from ktonum.declare.evaluation import evaluate
 from ktonum.declare.op import Op
 from ktonum.errors import CandidateError
 from ktonum.measure.over_draws import DrawnError, drawn_errors, root_mean_square, typical_errors
 from ktonum.measure.probe import Probe, bounded_probe
-from ktonum.results import Measurement
+from ktonum.results import BoundKind, BoundSource, Measurement
 
 __all__ = ["CHECK"]
 
@@ -75,7 +75,11 @@ def _probes(context: CaseContext) -> list[Probe]:
             actual=reference[name], expected=expected, scale=MEASURED_SCALE, typical=typical.get(name, 0.0)
         )
         probe = bounded_probe(
-            f"{name} under autocast", actual=actual[name], expected=expected, bound=partial(_bound, actual[name], error)
+            name,
+            actual=actual[name],
+            expected=expected,
+            bound=partial(_bound, actual[name], error),
+            context="under autocast",
         )
         elsewhere = errors_elsewhere.get(name, []), plain_errors.get(name, [])
         probes.append(replace(probe, measure=partial(_with_draws, probe, expected, *elsewhere)))
@@ -131,9 +135,21 @@ def _with_draws(
     if not ratios:  # plain PyTorch makes no error at all here
         return measurements
     bound = _GRANTED_OVER_DRAWS * math.sqrt(_fisher_quantile(FALSE_ALARM, len(mine), len(plain)))
-    source = f"{_GRANTED_OVER_DRAWS:g} × the error of the reference under autocast to bf16, and the F distribution"
-    name = f"{probe.name}/error over {len(mine)} draws"
-    return (*measurements, Measurement(name, min(ratios), bound, "plain's error", source))
+    over_draws = Measurement(
+        probe.tensor,
+        "error",
+        min(ratios),
+        bound,
+        "plain's error",
+        _source(_GRANTED_OVER_DRAWS),
+        context=probe.context,
+        draws=len(mine),
+    )
+    return (*measurements, over_draws)
+
+
+def _source(scale: float) -> BoundSource:
+    return BoundSource(BoundKind.MEASURED, scale=scale, dtype=dtype_name(_DTYPE), autocast=True)
 
 
 def _fisher_quantile(false_alarm: float, m: int, n: int) -> float:
@@ -155,8 +171,7 @@ def _bound(actual: Tensor, error: Tensor, standard: str) -> ErrorBound:
 
     The error may be shared by all elements, as a coefficient's is: the mistake of one rounded logit.
     """
-    source = f"{MEASURED_SCALE:g} × the error of the reference under autocast to bf16"
-    return ErrorBound(error, error, actual.dtype, source)
+    return ErrorBound(error, error, actual.dtype, _source(MEASURED_SCALE))
 
 
 def _applies(op: Op, case: Case) -> bool:

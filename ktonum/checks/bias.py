@@ -68,9 +68,9 @@ def _pooled(name: str, cases: Sequence[CaseContext], tensors: Sequence[Tensor]) 
     def measure(tensor: Tensor, standard: str) -> tuple[Measurement, ...]:
         error = _standard_error(tensor, expected, len(cases))
         return tuple(
-            replace(m, name=f"{name}/bias of {len(cases)} draws", standard_error=error)
+            replace(m, measure="bias", draws=len(cases), standard_error=error)
             for m in end_to_end.measure(tensor, standard)
-            if m.name.endswith("/signed_bias")
+            if m.measure == "signed_bias"
         )
 
     return Probe(name, actual, measure, end_to_end.expectation)

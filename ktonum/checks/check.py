@@ -56,7 +56,7 @@ def held_to_bounds(
         actual: Tensors under audit by name, gradients as ``grad_NAME``.
         expected: What they should be; names that ``actual`` or the bounds lack are left out.
         scale: Multiplies the bounds; 2 where both sides are runs of the candidate, and each may be off by its own.
-        where: Words behind each tensor's name, for checks that hold the same tensor against bounds more than once.
+        where: The context of each tensor, for checks that hold the same tensor against bounds more than once.
     """
 
     def bound(name: str, standard: str) -> ErrorBound:
@@ -65,7 +65,7 @@ def held_to_bounds(
     known = context.oracle.tensors()
     return [
         bounded_probe(
-            f"{name} {where}".rstrip(), actual=actual[name], expected=tensor, bound=partial(bound, name), scale=scale
+            name, actual=actual[name], expected=tensor, bound=partial(bound, name), scale=scale, context=where
         )
         for name, tensor in expected.items()
         if name in actual and name in known

@@ -98,10 +98,11 @@ def _used_elsewhere(context: CaseContext) -> list[Probe]:
         others = 2 * (factors[name] * context.inputs[name]).double()
         probes.append(
             bounded_probe(
-                f"grad_{name} used elsewhere",
+                f"grad_{name}",
                 actual=gradient,
                 expected=exact + others,
                 bound=partial(_bound_of_sum, context, f"grad_{name}", others),
+                context="used elsewhere",
             )
         )
     return probes

@@ -49,11 +49,12 @@ def _grown(context: CaseContext, dim: str, data: str) -> Iterator[Probe]:
     for name, expected in cases[-1].expected().items():
         # By element and in norm: how large, not of which sign. The check `bias` asks that.
         probe = bounded_probe(
-            f"{name}, {dim} = {LENGTHS[-1]}, {data}",
+            name,
             actual=cases[-1].result.tensors()[name],
             expected=expected,
             bound=partial(cases[-1].bound_at_extremes, name),
             enough=None,
+            context=f"at {dim} = {LENGTHS[-1]}, {data}",
         )
         shorter = [_relative_error(case, name) for case in cases[:-1]]
         yield replace(probe, measure=partial(_with_scheme, probe, expected, shorter, context.case))
@@ -79,7 +80,7 @@ def _with_scheme(
     error = compare(actual=tensor, expected=expected).relative_norm
     arithmetic = PRECISE.arithmetic(tensor.dtype, case.device)
     words = scheme([*shorter, error], stored=tensor.dtype, accumulator=arithmetic.accumulator)
-    told = Measurement(f"{probe.name}/relative error, {words}", error, math.inf, "1", "told, not decided")
+    told = Measurement(probe.tensor, "relative_error", error, math.inf, context=probe.context, remark=words)
     return (*probe.measure(tensor, standard), told)
 
 

@@ -33,10 +33,11 @@ def _probes(context: CaseContext) -> list[Probe]:
     vanished = nothing.tensors()
     return probes + [
         equality_probe(
-            f"{name} at zero upstream",
+            name,
             actual=vanished[name],
             expected=torch.zeros_like(vanished[name]),
             law="a zero upstream gradient gives zero gradients",
+            context="at zero upstream",
         )
         for name in named
         if name in vanished

@@ -68,17 +68,17 @@ def _refused_by_the_reference(context: CaseContext, name: str, kind: str, words:
     everywhere = torch.full_like(context.inputs[name], _KINDS[kind])
     actual = _unless_refused(varied(context, inputs={**context.inputs, name: everywhere}), name)
     if actual is None:
-        return [_affirmation(f"refusal of {words}", True)]
+        return [_affirmation(name, words, "refusal_missing", True)]
     if kind != "NaN":
         return []
     shows = any(not bool(t.isfinite().all()) for t in actual.tensors().values())
-    return [_affirmation(f"any trace of {words}", shows)]
+    return [_affirmation(name, words, "trace_missing", shows)]
 
 
 def _as_in_the_reference(context: CaseContext, poisoned: CaseContext, name: str, words: str, kind: str) -> list[Probe]:
     actual = _unless_refused(poisoned, name)
     if actual is None:
-        return [_affirmation(f"refusal of {words}", True)]
+        return [_affirmation(name, words, "refusal_missing", True)]
     poisoned.expected()  # raises where the structure is wrong
     shown = kind == "NaN" and _shows(poisoned.oracle)
     return list(_same_places(actual, poisoned.oracle, context.oracle.tensors() if shown else {}, words))
@@ -94,9 +94,15 @@ def _unless_refused(case: CaseContext, name: str) -> Evaluation | None:
         return None
 
 
-def _affirmation(name: str, holds: bool) -> Probe:
+def _affirmation(name: str, words: str, measure: str, holds: bool) -> Probe:
+    """Of the input ``name``; the measure is 1 where what should hold does not."""
     return equality_probe(
-        name, actual=torch.tensor([holds]), expected=torch.tensor([True]), law="refused, or shown in the result"
+        name,
+        actual=torch.tensor([holds]),
+        expected=torch.tensor([True]),
+        law="refused, or shown in the result",
+        measure=measure,
+        context=f"with {words}",
     )
 
 
@@ -119,7 +125,12 @@ def _same_places(actual: Evaluation, expected: Evaluation, clean: Mapping[str, T
             promised = clean[name] != 0 if name in clean else torch.zeros_like(there)
             here = here | (there & ~promised)
         yield equality_probe(
-            f"places where {name} is not finite with {words}", actual=here, expected=there, law="the reference's places"
+            name,
+            actual=here,
+            expected=there,
+            law="the reference's places",
+            measure="nonfinite_places",
+            context=f"with {words}",
         )
 
 

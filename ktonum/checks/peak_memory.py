@@ -8,7 +8,7 @@ from ktonum.case.context import CaseContext
 from ktonum.checks.check import Check, Inapplicable
 from ktonum.declare.cases import Case
 from ktonum.declare.op import Op
-from ktonum.results import STANDARDS, CheckResult, Measurement, Power, Verdict
+from ktonum.results import STANDARDS, BoundKind, BoundSource, CheckResult, Measurement, Power, Verdict
 
 __all__ = ["CHECK"]
 
@@ -24,7 +24,7 @@ def _judge(context: CaseContext) -> CheckResult:
         return result
     # The same question of as much and a little more than is granted.
     caught = _held(context, granted + 1.0, granted).verdict is Verdict.FAIL
-    power = Power("a byte more than granted", 1.0 if caught else None)
+    power = Power("", "a byte more than granted", "", 1.0 if caught else None)
     return CheckResult(case.name, "peak_memory", Verdict.PASS, result.measurements, (power,), meets=STANDARDS)
 
 
@@ -43,7 +43,7 @@ def _peak(context: CaseContext) -> int:
 
 
 def _held(context: CaseContext, peak: float, granted: float) -> CheckResult:
-    measurement = Measurement("peak_memory", peak, granted, "bytes", "declared by the op")
+    measurement = Measurement("", "peak_memory", peak, granted, "bytes", BoundSource(BoundKind.DECLARED))
     verdict = Verdict.PASS if measurement.within else Verdict.FAIL
     reason = (
         "" if measurement.within else f"a run takes {peak:.4g} bytes beside its inputs, and {granted:.4g} are declared"

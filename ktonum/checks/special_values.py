@@ -26,11 +26,12 @@ def _probes(context: CaseContext) -> list[Probe]:
             # Where an input is constant all elements share one rounding. An analysis knows how large it may be; a
             # measured reference's is small by chance, so that there element and norm alone are asked.
             bounded_probe(
-                f"{name} with {words}",
+                name,
                 actual=actual[name],
                 expected=tensor,
                 bound=partial(case.bound_at_extremes, name),
                 enough=None if context.op.error_model is None else ENOUGH_TO_AVERAGE,
+                context=f"with {words}",
             )
             for name, tensor in case.expected().items()
         ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ktonum.case.context import CaseContext
 from ktonum.checks.check import Check, Inapplicable
-from ktonum.results import STANDARDS, CheckResult, Measurement, Power, Verdict
+from ktonum.results import STANDARDS, BoundKind, BoundSource, CheckResult, Measurement, Power, Verdict
 
 __all__ = ["CHECK"]
 
@@ -32,9 +32,8 @@ def _judge(context: CaseContext) -> CheckResult:
 
 
 def _result(context: CaseContext, verdict: Verdict, differences: int, reason: str = "") -> CheckResult:
-    measurement = Measurement(
-        "structure/differences", float(differences), 0.0, "differences", "the reference's structure"
-    )
+    source = BoundSource(BoundKind.EXACT, text="the reference's structure")
+    measurement = Measurement("", "structure_differences", float(differences), 0.0, "differences", source)
     return CheckResult(context.case.name, "structure", verdict, (measurement,), reason=reason)
 
 
@@ -69,7 +68,7 @@ def _power(outputs: Mapping[str, Tensor | None]) -> tuple[Power, ...]:
             other = torch.float32 if tensor.dtype != torch.float32 else torch.float64
             planted.append(("another dtype", {name: tensor.to(other)}))
     return tuple(
-        Power(defect, 1.0 if _differences(actual=wrong, expected=outputs) else None) for defect, wrong in planted
+        Power("", kind, "", 1.0 if _differences(actual=wrong, expected=outputs) else None) for kind, wrong in planted
     )
 
 

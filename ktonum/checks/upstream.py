@@ -58,7 +58,11 @@ def _sent(
     expected = {f"grad_{k}": v for k, v in case.oracle.gradients.items() if v is not None}
     unmodified = [
         equality_probe(
-            f"upstream_{k} {words}", actual=sent[k], expected=v, law="upstream gradients are left as they were"
+            f"upstream_{k}",
+            actual=sent[k],
+            expected=v,
+            law="upstream gradients are left as they were",
+            context=words,
         )
         for k, v in values.items()
     ]
@@ -118,17 +122,18 @@ def _scaled(context: CaseContext, base: Mapping[str, Tensor]) -> list[Probe]:
             actual[name] = torch.where(whole, case.result.tensors()[name], 0)
             expected[name] = torch.where(whole, gradients[name] * factor, 0)
     exact_probes = [
-        equality_probe(f"{name} {words}", actual=actual[name], expected=tensor, law=f"2^{exponent} scales exactly")
+        equality_probe(name, actual=actual[name], expected=tensor, law=f"2^{exponent} scales exactly", context=words)
         for name, tensor in expected.items()
     ]
     if context.dtype != torch.float16:
         return exact_probes
     bounded = [
         bounded_probe(
-            f"{name} {words}",
+            name,
             actual=actual[name],
             expected=tensor.double(),
             bound=partial(_bound_of_both, context, case, factor, name),
+            context=words,
         )
         for name, tensor in expected.items()
     ]
@@ -169,7 +174,7 @@ def _by_standard(dtype: torch.dtype, exact: Probe, bounded: Probe) -> Probe:
         chosen = exact if standard_named(standard).scales_exactly(dtype) else bounded
         return chosen.measure(tensor, standard)
 
-    return Probe(exact.name, exact.actual, measure, exact.expectation)
+    return replace(exact, measure=measure)
 
 
 CHECK = Check(

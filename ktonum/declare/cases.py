@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ktonum.errors import UsageError
+from ktonum.results import CaseParts
 
 if TYPE_CHECKING:
     import torch
@@ -86,15 +87,15 @@ class Case:
     offset: int = 0
 
     @property
-    def name(self) -> str:
-        """E.g. ``kto[B=4,T=33,H=40,V=97,beta=0.3]-bf16-cpu``.
+    def parts(self) -> CaseParts:
+        """What the name is made of, as results keep it."""
+        p = self.point
+        return CaseParts(self.op, p.dims, p.parameters, p.distribution, self.dtype, self.device, self.offset)
 
-        A distribution other than ``normal`` is appended as ``-uniform``, and after it an offset other than 0 as ``+1``.
-        """
-        parts = [f"{k}={v}" for k, v in (*self.point.dims.items(), *self.point.parameters.items())]
-        tail = "" if self.point.distribution == "normal" else f"-{self.point.distribution}"
-        tail += f"+{self.offset}" if self.offset else ""
-        return f"{self.op}[{','.join(parts)}]-{self.dtype}-{self.device}{tail}"
+    @property
+    def name(self) -> str:
+        """E.g. ``kto[B=4,T=33,H=40,V=97,beta=0.3]-bf16-cpu``, see `CaseParts`."""
+        return self.parts.name
 
     @property
     def seed(self) -> int:

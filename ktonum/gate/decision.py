@@ -183,15 +183,11 @@ def _failure(pair: Pair, device_new: bool) -> Failure:
         blamed = Attribution.POWER_LOST
     else:
         worst = max((m for m in now.measurements if not m.within), key=lambda m: m.use, default=None)
-        mine = [c for c in changes([pair]) if worst is not None and f"{c.tensor}/{c.measure}" == _short(worst.name)]
+        known = changes([pair])
+        mine = [c for c in known if worst is not None and (c.tensor, c.measure) == (worst.tensor, worst.measure)]
         grown = not mine or any(c.error > 0 for c in mine)
         blamed = Attribution.KERNEL_WORSE if grown else _bound(all(c.from_reference for c in mine))
     return Failure(now, pair.before.verdict.value, blamed)
-
-
-def _short(name: str) -> str:
-    tensor, _, measure = name.rpartition("/")
-    return f"{tensor.partition(' ')[0].rstrip(',')}/{measure}"
 
 
 def _bound(from_reference: bool) -> Attribution:

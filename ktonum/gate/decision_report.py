@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ktonum.gate.decision import Attribution, Failure, Gate, Growth
 from ktonum.gate.grown_errors import Drift, times
-from ktonum.report.case_names import CaseName
+from ktonum.report.sentences import reason_words, short_case
 from ktonum.results import CheckResult
 
 __all__ = ["SCHEMA", "closing_sentence", "print_gate", "to_record", "write_json"]
@@ -36,7 +36,7 @@ def print_gate(console: Console, gate: Gate) -> None:
 
 def _changed(gate: Gate) -> str:
     if not gate.changed:
-        return f"not one of {gate.errors} errors has changed."
+        return f"none of {gate.errors} errors has changed."
     few = "" if gate.enough_cases else ", in too few cases to tell growth from chance"
     return f"{gate.changed} of {gate.errors} errors have changed{few}."
 
@@ -44,20 +44,23 @@ def _changed(gate: Gate) -> str:
 def _rows(gate: Gate) -> list[tuple[str, str, str]]:
     """Mark, what happened, and whose doing it is."""
     told = [_growth(g) for g in gate.growths if g not in gate.worse]
-    lost = [(f"{s} is met no more in {_number(n, 'check')}", a.value) for (s, a), n in gate.standards.items()]
+    lost = [
+        (f"{_number(n, 'check')} no longer {'meets' if n == 1 else 'meet'} {s}", a.value)
+        for (s, a), n in gate.standards.items()
+    ]
     rows = _shortened("FAILS", [_failure(f) for f in gate.failures])
     rows += _shortened("GREW", [_growth(g) for g in gate.worse])
     rows += _shortened("VANISHED", [(where, "") for where in _cases(gate.vanished)])
     rows += _shortened("told", told)
     rows += _shortened("told", lost)
-    rows += _shortened("told", [(where, "can tell no more") for where in _cases(gate.undecided)])
+    rows += _shortened("told", [(where, "now INCONCLUSIVE") for where in _cases(gate.undecided)])
     rows += _shortened("told", [(where, "still fails") for where in _cases(gate.known)])
     if gate.environment:
         differing = ", ".join(f"{k} {old} → {new}" for k, (old, new) in gate.environment.items())
         rows.append(("told", differing, Attribution.DEVICE_NEW.value if gate.device_new else "differs"))
     if gate.new:
         rows.append(("told", f"{_number(len(gate.new), 'check')} not in the baseline", Attribution.CASE_NEW.value))
-    rows += _shortened("better", [(where, "fails no more") for where in _cases(gate.fixed)])
+    rows += _shortened("better", [(where, "no longer fails") for where in _cases(gate.fixed)])
     return rows + _shortened("better", [(_drift(d), "") for d in gate.shrunk])
 
 
@@ -72,16 +75,20 @@ def _number(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
+def _lost(standard: str, count: int) -> str:
+    return f"{_number(count, 'check')} no longer {'meets' if count == 1 else 'meet'} {standard}"
+
+
 def _failure(failure: Failure) -> tuple[str, str]:
     r = failure.result
-    why = r.reason.partition("\n")[0] or r.verdict.value
-    return f"{r.check} {CaseName.read(r.case).short}: {why}", failure.attribution.value
+    why = reason_words(r).partition("\n")[0] or r.verdict.value
+    return f"{r.check} {short_case(r)}: {why}", failure.attribution.value
 
 
 def _growth(growth: Growth) -> tuple[str, str]:
     words = _drift(growth.drift)
     if growth.attribution in (Attribution.REFERENCE_BETTER, Attribution.BOUND_TIGHTER):
-        words += f"; of bounds that are × {growth.drift.bound_ratio:.3g} what they were"
+        words += f"; their bounds are × {growth.drift.bound_ratio:.3g}"
     return words, growth.attribution.value
 
 
@@ -94,9 +101,9 @@ def _cases(results: Sequence[CheckResult]) -> list[str]:
     """Each case once, with its checks."""
     checks: dict[str, list[str]] = {}
     for r in results:
-        checks.setdefault(r.case, []).append(r.check)
+        checks.setdefault(short_case(r), []).append(r.check)
     return [
-        f"{CaseName.read(case).short}: {', '.join(names) if len(names) <= _SHOWN else _number(len(names), 'check')}"
+        f"{case}: {', '.join(names) if len(names) <= _SHOWN else _number(len(names), 'check')}"
         for case, names in checks.items()
     ]
 
@@ -107,13 +114,13 @@ def closing_sentence(gate: Gate) -> str:
         (len(gate.failures), "new failure", "new failures"),
         (len(gate.worse), "group of errors grew beyond chance", "groups of errors grew beyond chance"),
         (len(gate.vanished), "check vanished", "checks vanished"),
-        (len(gate.undecided) if gate.strict else 0, "check can tell no more", "checks can tell no more"),
+        (len(gate.undecided) if gate.strict else 0, "check became INCONCLUSIVE", "checks became INCONCLUSIVE"),
         (gate.unfinished, "check was not run", "checks were not run"),
     ]
     parts = [f"{n} {one if n == 1 else many}" for n, one, many in counts if n]
     if gate.passed:
         return "The gate passes: nothing is worse than in the baseline."
-    meant = "" if gate.failures or gate.unfinished else " If that is meant, make CURRENT the new baseline."
+    meant = "" if gate.failures or gate.unfinished else " If this is intended, make CURRENT the new baseline."
     return f"The gate fails: {', '.join(parts)}.{meant}"
 
 
@@ -141,7 +148,7 @@ def to_record(gate: Gate) -> dict[str, Any]:
 
 
 def _brief(r: CheckResult) -> dict[str, str]:
-    return {"case": r.case, "check": r.check, "verdict": r.verdict.value, "reason": r.reason}
+    return {"case": r.case, "check": r.check, "verdict": r.verdict.value, "reason": reason_words(r)}
 
 
 def write_json(gate: Gate, path: str | Path) -> None:

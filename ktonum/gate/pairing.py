@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from ktonum.report.case_names import CaseName
 from ktonum.results import CheckResult, Measurement
 
 __all__ = ["Change", "Pair", "Pairing", "any_grew", "changes", "pair_results"]
 
 # A ratio of more than this counts as this: where chance made one of two errors tiny, their ratio says little.
 _LARGEST = math.log(1000.0)
-# What bounds that follow the reference say of their source, see `ktonum.case.context`.
-_MEASURED = "the error of the reference"
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,7 @@ class Change:
     Attributes:
         case: The case's name in the current audit.
         check: The check.
+        dtype: The case's.
         tensor, measure: E.g. ``grad_weight`` and ``relative_norm``.
         use: Of error / bound.
         bound: Of the bound; of an error in units of its bound that of the tensor's norm, 0 where that is not known.
@@ -51,6 +48,7 @@ class Change:
 
     case: str
     check: str
+    dtype: str
     tensor: str
     measure: str
     use: float
@@ -68,11 +66,6 @@ class Change:
         """``gradients`` or ``outputs``, which one tensor's errors are among."""
         return "gradients" if self.tensor.startswith("grad_") else "outputs"
 
-    @property
-    def dtype(self) -> str:
-        """The case's."""
-        return CaseName.read(self.case).dtype
-
 
 def pair_results(baseline: Sequence[CheckResult], current: Sequence[CheckResult]) -> Pairing:
     """Pair results by case and check; cases that no other has by name, by their name without the seed's offset."""
@@ -82,10 +75,10 @@ def pair_results(baseline: Sequence[CheckResult], current: Sequence[CheckResult]
     left: dict[str, list[str]] = {}
     for case in there:
         if case not in partner:
-            left.setdefault(_without_offset(case), []).append(case)
+            left.setdefault(_without_offset(there[case]), []).append(case)
     for case in here:
-        if case not in partner and left.get(_without_offset(case)):
-            partner[case] = left[_without_offset(case)].pop(0)
+        if case not in partner and left.get(_without_offset(here[case])):
+            partner[case] = left[_without_offset(here[case])].pop(0)
     pairs, new = [], []
     for case, results in here.items():
         before = there.get(partner.get(case, ""), {})
@@ -106,8 +99,10 @@ def _by_case(results: Sequence[CheckResult]) -> dict[str, dict[str, CheckResult]
     return found
 
 
-def _without_offset(case: str) -> str:
-    return case.removesuffix(CaseName.read(case).offset)
+def _without_offset(results: Mapping[str, CheckResult]) -> str:
+    """The name that the case of these results would have at the offset 0."""
+    result = next(iter(results.values()))
+    return replace(result.parts, offset=0).name if result.parts.op else result.case
 
 
 def changes(pairs: Sequence[Pair]) -> Iterator[Change]:
@@ -122,9 +117,8 @@ def changes(pairs: Sequence[Pair]) -> Iterator[Change]:
             old = before.get(key)
             if old is None or not (_is_error(m) and _is_error(old)):
                 continue
-            tensor, measure = key
             if m.unit == "bound":
-                bound = _norm_bound(now, tensor) - _norm_bound(before, tensor)
+                bound = _norm_bound(now, m) - _norm_bound(before, m)
                 if not math.isfinite(bound):
                     bound = 0.0
             else:
@@ -133,40 +127,42 @@ def changes(pairs: Sequence[Pair]) -> Iterator[Change]:
             if math.isnan(use):  # infinite on both sides
                 continue
             use = max(-_LARGEST, min(_LARGEST, use))
-            measured = _MEASURED in m.bound_source and _MEASURED in old.bound_source
             yield Change(
-                pair.now.case, pair.now.check, _first_word(tensor), measure, use, bound, measured, (old.use, m.use)
+                case=pair.now.case,
+                check=pair.now.check,
+                dtype=pair.now.parts.dtype,
+                tensor=m.tensor,
+                measure=m.measure,
+                use=use,
+                bound=bound,
+                from_reference=m.bound_source.follows_reference and old.bound_source.follows_reference,
+                sides=(old.use, m.use),
             )
 
 
 def any_grew(pair: Pair) -> bool:
     """Whether any error is larger now, or measured for the first time, exact zeros included."""
-    before = {m.name: m for m in pair.before.measurements}
-    zeros = [m for m in pair.now.measurements if m.value != 0 and (m.name not in before or before[m.name].value == 0)]
+    before, now = _by_key(pair.before), _by_key(pair.now)
+    zeros = [m for key, m in now.items() if m.value != 0 and (key not in before or before[key].value == 0)]
     return bool(zeros) or any(c.error > 0 for c in changes([pair]))
 
 
-def _by_key(result: CheckResult) -> dict[tuple[str, str], Measurement]:
-    """By tensor, with what the check says of it, and measure; how many draws a bias took is no part of it."""
-    keyed = {}
-    for m in result.measurements:
-        tensor, _, measure = m.name.rpartition("/")
-        keyed[tensor, re.sub(r" of \d+ draws", "", measure)] = m
-    return keyed
+Key = tuple[str, str, str]
+
+
+def _by_key(result: CheckResult) -> dict[Key, Measurement]:
+    """By tensor, context and measure; over how many draws something was measured is no part of it."""
+    return {(m.tensor, m.context, m.measure): m for m in result.measurements}
 
 
 def _is_error(m: Measurement) -> bool:
     return m.unit in ("1", "bound") and 0 < m.bound < math.inf and m.value != 0
 
 
-def _norm_bound(measured: Mapping[tuple[str, str], Measurement], tensor: str) -> float:
-    m = measured.get((tensor, "relative_norm"))
-    return math.nan if m is None or not 0 < m.bound < math.inf else math.log(m.bound)
+def _norm_bound(measured: Mapping[Key, Measurement], of: Measurement) -> float:
+    norm = measured.get((of.tensor, of.context, "relative_norm"))
+    return math.nan if norm is None or not 0 < norm.bound < math.inf else math.log(norm.bound)
 
 
 def _log(use: float) -> float:
     return math.inf if math.isinf(use) else math.log(use)
-
-
-def _first_word(tensor: str) -> str:
-    return re.split(r"[ ,]", tensor, maxsplit=1)[0]

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ktonum.errors import UsageError
-from ktonum.report.case_names import CaseName
-from ktonum.results import SCHEMA, Report
+from ktonum.errors import InputError, UsageError
+from ktonum.results import Report
 
 __all__ = ["check_comparable", "described", "read_report"]
 
@@ -26,7 +25,7 @@ def read_report(path: str | Path, role: str) -> Report:
         role: What the file was given as, for messages: ``CURRENT`` or ``--baseline``.
 
     Raises:
-        UsageError: There is no such file, or it is no audit's JSON of this version's schema, or holds no results.
+        UsageError: There is no such file, or it is not an audit's JSON of a known schema, or holds no results.
     """
     named = f"{role} {str(path)!r}"
     try:
@@ -34,41 +33,21 @@ def read_report(path: str | Path, role: str) -> Report:
     except OSError as error:
         raise UsageError(f"{named} cannot be read ({error.strerror}): {_WRITE}") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{named} is no JSON ({error}): {_WRITE}") from error
-    schema = document.get("schema") if isinstance(document, dict) else None
-    if schema != SCHEMA:
-        raise UsageError(f"{named} {_other_schema(schema)}")
-    if not isinstance(document.get("environment"), dict) or not isinstance(document.get("results"), list):
-        raise UsageError(f"{named} is damaged, it lacks the keys environment and results: {_WRITE}")
+        raise UsageError(f"{named} is not JSON ({error}): {_WRITE}") from error
     try:
-        report = Report.from_json(path)
+        report = Report.from_document(document)
         _check_results(report, named)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{named} is damaged, or of another version than this ktonum ({type(error).__name__}: {error}): {_WRITE}"
-        ) from error
+    except InputError as error:
+        raise UsageError(f"{named} is not an audit that this ktonum can read: {error}") from error
     return report
-
-
-def _other_schema(schema: object) -> str:
-    kind, _, version = str(schema).partition("/")
-    own_kind, _, own_version = SCHEMA.partition("/")
-    if kind == own_kind and version.isdecimal() and int(version) > int(own_version):
-        return f"has the schema {schema}, newer than {SCHEMA}, which this ktonum reads: upgrade it, or audit again"
-    return f"is no audit's JSON, its schema is {schema!r} and {SCHEMA!r} is read: {_WRITE}"
 
 
 def _check_results(report: Report, named: str) -> None:
     if not report.results:
         raise UsageError(f"{named} holds no results, the audit ended before any: audit again")
     for r in report.results:
-        texts = [r.case, r.check, r.standard, r.reason, *r.meets]
-        texts += [text for m in r.measurements for text in (m.name, m.unit, m.bound_source)]
-        numbers = [x for m in r.measurements for x in (m.value, m.bound)]
-        if not all(isinstance(text, str) for text in texts) or any(n < 0 for n in numbers):
-            raise UsageError(f"{named} is damaged, a name or number of {r.case}::{r.check} is none: {_WRITE}")
-        if any(math.isnan(m.bound) for m in r.measurements):
-            raise UsageError(f"{named} is damaged, a bound of {r.case}::{r.check} is NaN: {_WRITE}")
+        if any(m.value < 0 or m.bound < 0 or math.isnan(m.bound) for m in r.measurements):
+            raise UsageError(f"{named} is damaged, a value or bound of {r.case}::{r.check} is impossible: {_WRITE}")
     (case, check), count = Counter((r.case, r.check) for r in report.results).most_common(1)[0]
     if count > 1:
         raise UsageError(f"{named} is damaged, it holds {case}::{check} {count} times: {_WRITE}")
@@ -95,7 +74,7 @@ def check_comparable(baseline: Report, current: Report) -> None:
 
 
 def _ops(report: Report) -> set[str]:
-    return {CaseName.read(r.case).op or "an unnamed op" for r in report.results}
+    return {r.parts.op or "an unnamed op" for r in report.results}
 
 
 def described(environment: Mapping[str, Any]) -> dict[str, str]:

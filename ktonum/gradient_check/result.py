@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ktonum.results import CheckResult, Localisation, Measurement, Power, Verdict
+from ktonum.results import BoundKind, BoundSource, CheckResult, Localisation, Measurement, Power, Verdict
 
 __all__ = ["GradcheckResult", "InputGradient", "Location", "ProbeMeasurement"]
 
@@ -161,18 +161,20 @@ class GradcheckResult:
             gradient = f"grad_{names[entry.position]}"
             measurements.append(
                 Measurement(
-                    name=f"{gradient}/finite_difference",
-                    value=entry.use,
-                    bound=1.0,
-                    unit="bound",
-                    bound_source="error bar of the extrapolated central difference, times a confidence factor of 2",
-                    where=str(list(self.worst_index))
-                    if self.worst_index and entry.position == self.worst_input
-                    else "",
+                    gradient,
+                    "finite_difference",
+                    entry.use,
+                    1.0,
+                    "bound",
+                    BoundSource(BoundKind.ERROR_BAR, scale=2.0),
+                    self.worst_index if entry.position == self.worst_input else None,
                 )
             )
-            sizes = (("scaling, by 1 + size", entry.relative_power), ("one element, off by size", entry.element_power))
-            power += [Power(f"{gradient}: {what}", size if math.isfinite(size) else None) for what, size in sizes]
+            sizes = (
+                ("scaling", "by 1 + size", entry.relative_power),
+                ("one element", "off by size", entry.element_power),
+            )
+            power += [Power(gradient, k, u, size if math.isfinite(size) else None) for k, u, size in sizes]
         return CheckResult(
             case=case,
             check=check,

@@ -53,13 +53,16 @@ def localise(probe: Probe, standard: str, surroundings: Callable[[], Surrounding
     """
     try:
         if probe.expectation is None:
-            return Localisation(probe.name, "not localised: this check does not compare single tensors", "")
+            return Localisation(
+                probe.tensor, "not localised: this check does not compare single tensors", "", probe.context
+            )
         known = surroundings()
-        others = {k: v for k, v in known.tensors.items() if k != probe.name.partition(" ")[0]}
-        known = replace(known, tensors=others)
-        return localise_tensor(probe.name, probe.actual, probe.expectation(standard), known)
+        known = replace(known, tensors={k: v for k, v in known.tensors.items() if k != probe.tensor})
+        found = localise_tensor(probe.tensor, probe.actual, probe.expectation(standard), known)
+        return replace(found, context=probe.context)
     except Exception as error:  # the verdict must not depend on its explanation
-        return Localisation(probe.name, f"not found: localising raised {type(error).__name__}: {error}", "")
+        words = f"not found: localising raised {type(error).__name__}: {error}"
+        return Localisation(probe.tensor, words, "", probe.context)
 
 
 def localise_tensor(name: str, actual: Tensor, expectation: Expectation, known: Surroundings) -> Localisation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ktonum.measure.accumulation import Worst
 from ktonum.measure.comparison import blocks, unravelled
 from ktonum.results import Measurement
 
-__all__ = ["GrantedErrors", "element_place", "granted", "same_if_not_finite"]
+__all__ = ["GrantedErrors", "granted", "same_if_not_finite"]
 
 # Of tensors up to this size what is granted is kept: planted defects are measured against it dozens of times, and to
 # derive it takes longer than to measure. No more than a block of `ktonum.measure.comparison.blocks`.
@@ -34,11 +34,6 @@ def granted(
 ) -> Tensor:
     """The largest error granted to each element of ``expected``; flat, float64."""
     return scale * (confidence * independent + coherent + bound.final_rounding(expected))
-
-
-def element_place(flat: int, shape: torch.Size) -> str:
-    """The index of the ``flat``-th element, as ``[3, 17]``."""
-    return f"[{', '.join(map(str, unravelled(flat, shape)))}]"
 
 
 @dataclass(frozen=True)
@@ -122,8 +117,8 @@ class GrantedErrors:
         actual, e, i, c = (torch.where(same, 0.0, t) for t in (actual, e, i, c))
         return actual, self._granted(e, i, c)
 
-    def measure(self, name: str, actual: Tensor) -> tuple[Measurement, ...]:
-        """The measures ``element``, ``relative_norm`` and ``signed_bias`` of ``actual``, called ``name/MEASURE``.
+    def measure(self, tensor: str, actual: Tensor, context: str = "") -> tuple[Measurement, ...]:
+        """The measures ``element``, ``relative_norm`` and ``signed_bias`` of ``actual``, which is called ``tensor``.
 
         The last two are left out where everything expected is zero.
         """
@@ -142,17 +137,18 @@ class GrantedErrors:
             squares += float(error.square().sum())
             products += float((error * (block.expected / self.unit)).sum())
             sums = [total + part for total, part in zip(sums, block.sums, strict=True)]
-        source, scale = self.bound.source, self.scale
-        place_of_worst = element_place(worst.place, actual.shape)
-        measurements = [Measurement(f"{name}/element", worst.value, 1.0, "bound", source, place_of_worst)]
+        scale = self.scale
+        measured = partial(Measurement, tensor, bound_source=self.bound.source, context=context)
+        place_of_worst = unravelled(worst.place, actual.shape)
+        of_element = measured("element", worst.value, 1.0, "bound", where=place_of_worst)
         norms, variance, coherent_squares, projected_variance, projected_coherent, projected_rounding = sums
         # Less than that is zero in the tensor's dtype, and has lost its digits here.
         if norms <= torch.finfo(torch.float64).tiny:
-            return tuple(measurements)
+            return (of_element,)
         norm = math.sqrt(norms)
         in_norm = norm_bound(variance=variance, coherent_squares=coherent_squares, count=actual.numel())
         projected = projection_bound(variance=projected_variance, coherent=projected_coherent) + abs(projected_rounding)
-        of_norm = Measurement(f"{name}/relative_norm", math.sqrt(squares) / norm, scale * in_norm / norm, "1", source)
+        of_norm = measured("relative_norm", math.sqrt(squares) / norm, scale * in_norm / norm)
         in_projection = scale * (projected / norms + abs(self.bound.bias))
-        of_bias = Measurement(f"{name}/signed_bias", abs(products) / norms, in_projection, "1", source)
-        return (measurements[0], of_norm, of_bias)
+        of_bias = measured("signed_bias", abs(products) / norms, in_projection)
+        return (of_element, of_norm, of_bias)

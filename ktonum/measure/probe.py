@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ktonum.bounds import ErrorBound, confidence
-from ktonum.measure.against_bound import GrantedErrors, element_place, granted, same_if_not_finite
-from ktonum.measure.comparison import blocks
-from ktonum.results import Measurement
+from ktonum.measure.against_bound import GrantedErrors, granted, same_if_not_finite
+from ktonum.measure.comparison import blocks, unravelled
+from ktonum.results import BoundKind, BoundSource, Measurement
 
 __all__ = ["ENOUGH_TO_AVERAGE", "Expectation", "Probe", "bounded_probe", "equality_probe"]
 
@@ -67,36 +67,40 @@ class Probe:
     """A tensor and the measurements that a check takes of it.
 
     Attributes:
-        name: The tensor's name, e.g. ``grad_weight``.
+        tensor: The tensor's name, e.g. ``grad_weight``.
         actual: The tensor as the candidate made it; planted defects start from it.
         measure: Measurements of such a tensor under a standard, by that standard's name.
         expectation: What the tensor is held against under a standard; None where that is more than one tensor.
+        context: Under which circumstances it was made, as in `Measurement`.
     """
 
-    name: str
+    tensor: str
     actual: Tensor
     measure: Callable[[Tensor, str], tuple[Measurement, ...]]
     expectation: Callable[[str], Expectation] | None = None
+    context: str = ""
 
 
 def bounded_probe(
-    name: str,
+    tensor: str,
     *,
     actual: Tensor,
     expected: Tensor,
     bound: Callable[[str], ErrorBound],
     scale: float = 1.0,
     enough: int | None = ENOUGH_TO_AVERAGE,
+    context: str = "",
 ) -> Probe:
     """Hold ``actual`` against ``expected`` by element, in norm and in projection.
 
     Args:
-        name: The tensor's name.
+        tensor: The tensor's name.
         actual: The candidate's tensor.
         expected: What it should be, same shape; compared in float64.
         bound: The bound under a standard.
         scale: Multiplies the bound, e.g. 2 when ``expected`` is a run of the candidate itself.
         enough: Fewer elements than this are not projected; None: none are.
+        context: Under which circumstances the tensor was made, as in `Measurement`.
     """
 
     known: dict[str, GrantedErrors] = {}
@@ -109,26 +113,44 @@ def bounded_probe(
             known[standard] = found
         return found
 
-    def measure(tensor: Tensor, standard: str) -> tuple[Measurement, ...]:
-        found = errors(standard).measure(name, tensor)
-        projected = enough is not None and tensor.numel() >= enough
-        return tuple(m for m in found if projected or not m.name.endswith("/signed_bias"))
+    def measure(found: Tensor, standard: str) -> tuple[Measurement, ...]:
+        measured = errors(standard).measure(tensor, found, context)
+        projected = enough is not None and found.numel() >= enough
+        return tuple(m for m in measured if projected or m.measure != "signed_bias")
 
-    return Probe(name, actual, measure, lambda standard: Expectation(expected, errors(standard).bound, scale))
+    return Probe(tensor, actual, measure, lambda s: Expectation(expected, errors(s).bound, scale), context)
 
 
-def equality_probe(name: str, *, actual: Tensor, expected: Tensor, law: str) -> Probe:
-    """Every element of ``actual`` equals ``expected`` bit for bit (NaN equals NaN)."""
+def equality_probe(
+    tensor: str,
+    *,
+    actual: Tensor,
+    expected: Tensor,
+    law: str,
+    measure: str = "differing_elements",
+    context: str = "",
+) -> Probe:
+    """Every element of ``actual`` equals ``expected`` bit for bit (NaN equals NaN).
 
-    def measure(tensor: Tensor, standard: str) -> tuple[Measurement, ...]:
+    Args:
+        tensor: The tensor's name.
+        actual: The candidate's tensor.
+        expected: What it should be, same shape.
+        law: Why they must be equal, in words.
+        measure: What the number of elements that differ is called.
+        context: Under which circumstances the tensor was made, as in `Measurement`.
+    """
+    source = BoundSource(BoundKind.EXACT, text=law)
+
+    def count(found: Tensor, standard: str) -> tuple[Measurement, ...]:
         differing, first = 0, 0
-        for start, (a, e) in blocks(tensor, expected):
+        for start, (a, e) in blocks(found, expected):
             unequal = (a != e) & ~((a != a) & (e != e))
-            count = int(unequal.sum())
-            if count and not differing:
+            here = int(unequal.sum())
+            if here and not differing:
                 first = start + int(unequal.nonzero()[0])
-            differing += count
-        where = element_place(first, tensor.shape) if differing else ""
-        return (Measurement(f"{name}/differing_elements", float(differing), 0.0, "elements", law, where),)
+            differing += here
+        where = unravelled(first, found.shape) if differing else None
+        return (Measurement(tensor, measure, float(differing), 0.0, "elements", source, where, context=context),)
 
-    return Probe(name, actual, measure, lambda standard: Expectation(expected))
+    return Probe(tensor, actual, count, lambda standard: Expectation(expected), context)

@@ -130,11 +130,6 @@ class Defect:
     name: str
     plant: Callable[[Sound], Tensor | None]
 
-    @property
-    def words(self) -> str:
-        """The defect as a report calls it."""
-        return self.name
-
 
 @dataclass(frozen=True)
 class SizedDefect:
@@ -149,8 +144,3 @@ class SizedDefect:
     name: str
     unit: str
     plant: Callable[[Sound, float], Tensor | None]
-
-    @property
-    def words(self) -> str:
-        """The defect as a report calls it."""
-        return f"{self.name}, {self.unit}"

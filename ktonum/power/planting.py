@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -40,7 +41,7 @@ def power_of(probe: Probe, standard: str) -> tuple[Power, ...]:
         # If the planted tensor equals the sound one, it has no defect.
         if planted is not None and _differs(planted, sound.actual):
             flagged = _use(probe, standard, planted) is not None
-            powers.append(Power(f"{probe.name}: {defect.words}", 1.0 if flagged else None))
+            powers.append(Power(probe.tensor, defect.name, "", 1.0 if flagged else None, probe.context))
     return tuple(powers)
 
 
@@ -58,10 +59,10 @@ def _of_size(probe: Probe, standard: str, sound: Sound, kind: SizedDefect) -> It
     planted = kind.plant(sound, _LARGEST)
     if planted is None:
         return
-    words = f"{probe.name}: {kind.words}"
+    power = Power(probe.tensor, kind.name, kind.unit, None, probe.context)
     largest = _use(probe, standard, planted)
     if largest is None:
-        yield Power(words, None)
+        yield power
         return
 
     def flagged(size: float) -> bool:
@@ -75,7 +76,7 @@ def _of_size(probe: Probe, standard: str, sound: Sound, kind: SizedDefect) -> It
     for size in (guess * math.sqrt(_RESOLUTION), guess / math.sqrt(_RESOLUTION)):
         if low < size < high:
             low, high = (low, size) if flagged(size) else (size, high)
-    yield Power(words, _bisected(flagged, low, high))
+    yield replace(power, size=_bisected(flagged, low, high))
 
 
 def _bisected(flagged: Callable[[float], bool], low: float, high: float) -> float:

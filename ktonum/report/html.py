@@ -8,16 +8,8 @@ from pathlib import Path
 
 from ktonum.errors import UsageError
 from ktonum.report.power_tables import blind_spots, flagged_from, power_rows, weakest_power
-from ktonum.report.summary import (
-    CaseName,
-    closing_sentence,
-    findings,
-    format_measured,
-    inconclusive_reasons,
-    matrix,
-    measured,
-    standards,
-)
+from ktonum.report.sentences import bound_words, format_measured, measured, reason_words
+from ktonum.report.summary import ending, findings, inconclusive_reasons, matrix, standards
 from ktonum.results import CheckResult, Report
 
 __all__ = ["write_html"]
@@ -44,10 +36,10 @@ def write_html(report: Report, path: str | Path, *, planned: int | None = None, 
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     results = report.results
-    sentence = closing_sentence(report, planned=len(results) if planned is None else planned, strict=strict)
+    ended = ending(report, planned=len(results) if planned is None else planned, strict=strict)
     page = environment.from_string(source).render(
-        sentence=sentence,
-        passed=sentence.startswith("The audit passes"),
+        sentence=ended.sentence,
+        passed=ended.passed,
         environment=report.environment,
         matrix=matrix(results),
         standards=standards(results),
@@ -64,14 +56,17 @@ def _row(result: CheckResult) -> dict[str, object]:
     return {
         "verdict": "vacuous" if result.vacuous else result.verdict.value,
         "check": result.check,
-        "case": CaseName.read(result.case),
+        "dtype": result.parts.dtype,
         "name": result.case,
         "measured": measured(result),
         "power": weakest_power(result),
         "meets": ", ".join(result.meets),
-        "reason": result.reason,
+        "reason": reason_words(result),
         "details": result.details,
-        "measurements": [(format_measured(m), m.where, m.bound_source, m.within) for m in result.measurements],
-        "places": [(p.tensor, p.where, p.looks_like) for p in result.localisations],
+        "measurements": [
+            (format_measured(m), list(m.where) if m.where else "", bound_words(m.bound_source), m.within)
+            for m in result.measurements
+        ],
+        "places": [(p.subject, p.where, p.looks_like) for p in result.localisations],
         "powers": [(p.defect, flagged_from(p)) for p in result.power],
     }

@@ -6,36 +6,13 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ktonum.report.case_names import CaseName
 from ktonum.report.summary import checks_of, dtypes_of
 from ktonum.results import CheckResult, Power, Verdict
 
-__all__ = ["BlindSpots", "PlantedDefect", "PowerRow", "blind_spots", "flagged_from", "power_rows", "weakest_power"]
+__all__ = ["BlindSpots", "PowerRow", "blind_spots", "flagged_from", "power_rows", "weakest_power"]
 
 #: The two kinds that a terminal has room for.
 HEADLINES = ("scaling", "one element")
-
-
-@dataclass(frozen=True)
-class PlantedDefect:
-    """`Power.defect` taken apart.
-
-    Attributes:
-        tensor: Where it was planted; empty for what is no defect of a tensor.
-        kind: E.g. ``one row zero``.
-        unit: What its size means; empty for a kind that has none.
-    """
-
-    tensor: str
-    kind: str
-    unit: str
-
-    @classmethod
-    def read(cls, power: Power) -> PlantedDefect:
-        """The parts of ``TENSOR: KIND, UNIT``."""
-        tensor, _, words = power.defect.rpartition(": ")
-        kind, _, unit = words.partition(", ")
-        return cls(tensor, kind, unit)
 
 
 @dataclass(frozen=True)
@@ -64,7 +41,7 @@ def flagged_from(power: Power) -> str:
     """From which size on a defect was flagged, or whether."""
     if power.size is None:
         return "not flagged"
-    return f"{power.size:.1e}" if PlantedDefect.read(power).unit else "flagged"
+    return f"{power.size:.1e}" if power.unit else "flagged"
 
 
 def weakest_power(result: CheckResult) -> str:
@@ -73,7 +50,7 @@ def weakest_power(result: CheckResult) -> str:
     Of scalings, or where none was planted of all defects with a size, or a defect without; empty when nothing was
     planted or flagged. E.g. ``scaling 3e-05``.
     """
-    flagged = [(PlantedDefect.read(p), p.size) for p in result.power if p.size is not None]
+    flagged = [(p, p.size) for p in result.power if p.size is not None]
     sized = [pair for pair in flagged if pair[0].unit]
     scalings = [pair for pair in sized if pair[0].kind == "scaling"]
     found = max(scalings or sized or flagged, key=lambda pair: pair[1], default=None)
@@ -83,12 +60,12 @@ def weakest_power(result: CheckResult) -> str:
     return f"{defect.kind} {size:.0e}" if defect.unit else defect.kind
 
 
-def _passed(results: Sequence[CheckResult], check: str) -> Iterator[tuple[str, PlantedDefect, float | None]]:
-    """Dtype, defect and size of everything that was planted for a check."""
+def _passed(results: Sequence[CheckResult], check: str) -> Iterator[tuple[str, Power]]:
+    """Everything that was planted for a check, with the case's dtype."""
     for r in results:
         if r.check == check and r.verdict is Verdict.PASS:
             for p in r.power:
-                yield CaseName.read(r.case).dtype, PlantedDefect.read(p), p.size
+                yield r.parts.dtype, p
 
 
 def power_rows(results: Sequence[CheckResult], *, kinds: Sequence[str] | None = None) -> tuple[PowerRow, ...]:
@@ -104,9 +81,9 @@ def power_rows(results: Sequence[CheckResult], *, kinds: Sequence[str] | None = 
     merged: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
     for check in checks_of(results):
         found: dict[str, dict[str, list[float | None]]] = {}
-        for dtype, defect, size in _passed(results, check):
-            if defect.unit and (kinds is None or defect.kind in kinds):
-                found.setdefault(defect.kind, {}).setdefault(dtype, []).append(size)
+        for dtype, p in _passed(results, check):
+            if p.unit and (kinds is None or p.kind in kinds):
+                found.setdefault(p.kind, {}).setdefault(dtype, []).append(p.size)
         for kind, by_dtype in found.items():
             cells = tuple((d, _sizes(by_dtype[d])) for d in dtypes if d in by_dtype)
             merged.setdefault((kind, cells), []).append(check)
@@ -118,8 +95,8 @@ def blind_spots(results: Sequence[CheckResult]) -> tuple[BlindSpots, ...]:
     spots = []
     for check in checks_of(results):
         planted: dict[str, list[bool]] = {}
-        for _, defect, size in _passed(results, check):
-            planted.setdefault(defect.kind, []).append(size is None)
+        for _, p in _passed(results, check):
+            planted.setdefault(p.kind, []).append(p.size is None)
         missed = [(kind, sum(found), len(found)) for kind, found in planted.items() if any(found)]
         if missed:
             spots.append(BlindSpots(check, tuple(sorted(missed, key=lambda m: -m[1] / m[2]))))

@@ -9,22 +9,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ktonum.declare.cases import DTYPES
-from ktonum.report.case_names import CaseName
-from ktonum.results import STANDARDS, CheckResult, Measurement, Report, Verdict
+from ktonum.report.sentences import excess_words, place_lines, reason_words, short_case, sizes_words, wrong_words
+from ktonum.results import STANDARDS, Cause, CheckResult, Report, Verdict
 
 __all__ = [
-    "CaseName",
+    "Ending",
     "Finding",
     "Matrix",
     "checks_of",
-    "closing_sentence",
     "dtypes_of",
+    "ending",
     "findings",
-    "format_measured",
     "inconclusive_reasons",
     "matrix",
-    "measured",
-    "place",
     "standards",
 ]
 
@@ -38,6 +35,14 @@ class Matrix:
 
     dtypes: tuple[str, ...]
     rows: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Whether an audit passed, and that in a sentence with its counts."""
+
+    passed: bool
+    sentence: str
 
 
 @dataclass(frozen=True)
@@ -57,23 +62,6 @@ class Finding:
     example: CheckResult
 
 
-def measured(result: CheckResult) -> str:
-    """The worst measurement as ``name = value / bound``; empty when there is none."""
-    return "" if result.worst is None else format_measured(result.worst)
-
-
-def format_measured(m: Measurement) -> str:
-    """``name = value / bound``, with the unit and the standard error where there is one."""
-    unit = "" if m.unit in ("1", "bound") else f" {m.unit}"
-    error = "" if m.standard_error is None else f" ± {m.standard_error:.1g}"
-    return f"{m.name} = {m.value:.3g}{error} / {m.bound:.3g}{unit}"
-
-
-def place(m: Measurement) -> str:
-    """`` at [3, 17]``; empty for a number without place."""
-    return f" at {m.where}" if m.where not in ("", "[]") else ""
-
-
 def matrix(results: Sequence[CheckResult]) -> Matrix:
     """Verdicts by check and dtype. A cell's second part is its worst verdict."""
     dtypes = dtypes_of(results)
@@ -81,7 +69,7 @@ def matrix(results: Sequence[CheckResult]) -> Matrix:
     for check in checks_of(results):
         cells = []
         for dtype in dtypes:
-            here = [r for r in results if r.check == check and CaseName.read(r.case).dtype == dtype]
+            here = [r for r in results if r.check == check and r.parts.dtype == dtype]
             cells.append(_cell(here))
         rows.append((check, tuple(cells)))
     return Matrix(dtypes, tuple(rows))
@@ -112,9 +100,7 @@ def standards(results: Sequence[CheckResult]) -> tuple[tuple[str, str], ...]:
         met, missed = [], []
         for dtype in dtypes_of(results):
             here = [
-                r
-                for r in results
-                if CaseName.read(r.case).dtype == dtype and (r.meets or r.verdict in (Verdict.FAIL, Verdict.ERROR))
+                r for r in results if r.parts.dtype == dtype and (r.meets or r.verdict in (Verdict.FAIL, Verdict.ERROR))
             ]
             checks = list(dict.fromkeys(r.check for r in here if standard not in r.meets))
             if checks:
@@ -137,15 +123,13 @@ def findings(results: Sequence[CheckResult]) -> tuple[Finding, ...]:
             found.append(_failure(check, failed, asked))
         vacuous = [r for r in asked if r.vacuous]
         if vacuous:
-            head = (
-                f"{check} is vacuous on {_share(vacuous, asked)}: no planted defect fails it, so its PASS says nothing"
-            )
-            found.append(Finding(check, head, tuple(f"{CaseName.read(r.case).short}" for r in vacuous[:3]), vacuous[0]))
+            head = f"{check} is vacuous on {_share(vacuous, asked)}: {reason_words(vacuous[0])}"
+            found.append(Finding(check, head, tuple(short_case(r) for r in vacuous[:3]), vacuous[0]))
     # One exception is often met by every check: said once.
     errors: dict[str, list[CheckResult]] = {}
     for r in results:
         if r.verdict is Verdict.ERROR:
-            errors.setdefault(r.reason, []).append(r)
+            errors.setdefault(reason_words(r), []).append(r)
     for reason, group in errors.items():
         checks = checks_of(group)
         asked = [r for r in results if r.check in checks]
@@ -153,39 +137,29 @@ def findings(results: Sequence[CheckResult]) -> tuple[Finding, ...]:
         head = f"{named}: ERROR on {_share(group, asked, 'verdict')}: {reason}"
         trace = [line for line in group[0].details.rstrip().splitlines() if line.strip()]
         # Where it happened: the end of a Python traceback, the start of what a crashed process leaves.
-        crashed = bool(trace) and trace[0].startswith(("Fatal Python error", "Timeout"))
-        inner = trace[1:4] if crashed else trace[-3:]
-        found.append(Finding(checks[0], head, (f"first in {CaseName.read(group[0].case).short}", *inner), group[0]))
+        inner = trace[1:4] if group[0].cause in (Cause.HUNG, Cause.DIED) else trace[-3:]
+        found.append(Finding(checks[0], head, (f"first in {short_case(group[0])}", *inner), group[0]))
     return tuple(found)
 
 
 def _failure(check: str, failed: Sequence[CheckResult], asked: Sequence[CheckResult]) -> Finding:
-    worst = max(failed, key=_use)
+    """For each dtype its worst case: which tensors are wrong, where, what that looks like, and then the number."""
     lines = []
     for dtype in dtypes_of(failed):
-        here = [r for r in failed if CaseName.read(r.case).dtype == dtype]
+        here = [r for r in failed if r.parts.dtype == dtype]
         r = max(here, key=_use)
-        of = sum(CaseName.read(a.case).dtype == dtype for a in asked)
-        lines.append(f"{dtype or 'case'}: {len(here)} of {of} cases; worst {_sentence(r)}")
-        lines += [f"  {line}" for found in r.localisations[:_TENSORS_SHOWN] for line in found.lines]
-    return Finding(check, f"{check} fails on {_share(failed, asked)}", tuple(lines), worst)
+        of = sum(a.parts.dtype == dtype for a in asked)
+        what = r.reason or wrong_words(r) or reason_words(r)
+        lines.append(f"{dtype or 'any dtype'}: {len(here)} of {of} cases fail; {what}, worst in {_where(r)}")
+        lines += [f"  {line}" for found in r.localisations[:_TENSORS_SHOWN] for line in place_lines(found)]
+        if r.worst is not None and not r.worst.within:
+            lines.append(f"  measured: {excess_words(r.worst)}")
+    return Finding(check, f"{check} fails on {_share(failed, asked)}", tuple(lines), max(failed, key=_use))
 
 
-def _sentence(result: CheckResult) -> str:
-    """E.g. ``loss/relative = 0.02, 650 × the 3e-05 granted (rounding analysis), at [3], in B=3,T=65``."""
-    m = result.worst
-    where = CaseName.read(result.case)
-    if m is None:
-        return f"{result.reason} in {where.dims}"
-    unit = "" if m.unit in ("1", "bound") else f" {m.unit}"
-    if m.unit == "bound":
-        granted = f"{m.name}: {m.value:.3g} × its bound"
-    elif m.bound > 0:
-        granted = f"{m.name} = {m.value:.3g}{unit}, {m.use:.3g} × the {m.bound:.3g} granted"
-    else:
-        granted = f"{m.name} = {m.value:.3g}{unit}, where none is granted"
-    source = f" ({m.bound_source})" if m.bound_source else ""
-    return f"{granted}{source}{place(m)}, in {where.dims}" + (f" ({where.distribution})" if where.distribution else "")
+def _where(result: CheckResult) -> str:
+    distribution = result.parts.distribution
+    return sizes_words(result) + ("" if distribution == "normal" else f" ({distribution})")
 
 
 def inconclusive_reasons(results: Sequence[CheckResult]) -> tuple[str, ...]:
@@ -193,7 +167,7 @@ def inconclusive_reasons(results: Sequence[CheckResult]) -> tuple[str, ...]:
     groups: dict[str, list[CheckResult]] = {}
     for r in results:
         if r.verdict is Verdict.INCONCLUSIVE:
-            groups.setdefault(r.reason, []).append(r)
+            groups.setdefault(reason_words(r), []).append(r)
     lines = []
     for reason, group in groups.items():
         checks = checks_of(group)
@@ -203,8 +177,14 @@ def inconclusive_reasons(results: Sequence[CheckResult]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def closing_sentence(report: Report, *, planned: int, strict: bool = False) -> str:
-    """One sentence that says how the audit ended."""
+def ending(report: Report, *, planned: int, strict: bool = False) -> Ending:
+    """How an audit ended.
+
+    Args:
+        report: The results.
+        planned: How many results were expected.
+        strict: Whether INCONCLUSIVE fails.
+    """
     counts = report.counts()
     unmeasured = planned - len(report.results)
     parts = [
@@ -217,6 +197,7 @@ def closing_sentence(report: Report, *, planned: int, strict: bool = False) -> s
         *([f"{counts['vacuous']} vacuous"] if counts["vacuous"] else []),
         *([f"{unmeasured} not run"] if unmeasured > 0 else []),
     ]
+    passed = False
     if report.failures:
         word = "The audit fails"
     elif unmeasured > 0:
@@ -224,10 +205,10 @@ def closing_sentence(report: Report, *, planned: int, strict: bool = False) -> s
     elif not any(r.verdict is Verdict.PASS for r in report.results):
         word = "The audit decided nothing, and fails"
     elif strict and report.inconclusive:
-        word = "The audit fails, for --strict was given"
+        word = "The audit fails, because --strict was given"
     else:
-        word = "The audit passes"
-    return f"{word}: {', '.join(parts)}."
+        word, passed = "The audit passes", True
+    return Ending(passed, f"{word}: {', '.join(parts)}.")
 
 
 def _use(result: CheckResult) -> float:
@@ -240,7 +221,7 @@ def _share(some: Sequence[CheckResult], asked: Sequence[CheckResult], what: str 
 
 def dtypes_of(results: Iterable[CheckResult]) -> tuple[str, ...]:
     """Dtypes in the usual order, others last."""
-    seen = dict.fromkeys(CaseName.read(r.case).dtype for r in results)
+    seen = dict.fromkeys(r.parts.dtype for r in results)
     return (*(d for d in DTYPES if d in seen), *(d for d in seen if d not in DTYPES))
 
 

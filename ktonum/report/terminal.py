@@ -14,16 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ktonum.report.power_tables import HEADLINES, blind_spots, power_rows, weakest_power
-from ktonum.report.summary import (
-    CaseName,
-    closing_sentence,
-    findings,
-    inconclusive_reasons,
-    matrix,
-    measured,
-    place,
-    standards,
-)
+from ktonum.report.sentences import measured, place, reason_words, sizes_words
+from ktonum.report.summary import ending, findings, inconclusive_reasons, matrix, standards
 from ktonum.results import CheckResult, Report, Verdict
 
 __all__ = ["AuditView", "make_console", "print_summary", "verdict_line"]
@@ -96,20 +88,21 @@ class AuditView:
 def verdict_line(result: CheckResult) -> Text:
     """Verdict, check, case, worst measurement and power in one line; the reason where it is no PASS."""
     word = "vacuous" if result.vacuous else result.verdict.value
-    case = CaseName.read(result.case)
+    parts = result.parts
     line = Text()
     line.append(f"{word:<12} ", style=_STYLES[word])
-    line.append(f"{result.check:<18} {case.dtype:<4} ")
+    line.append(f"{result.check:<18} {parts.dtype:<4} ")
     if result.verdict is Verdict.PASS and not result.vacuous:
-        parts = [measured(result), f"flags {weakest_power(result)}"]
+        words = [measured(result), f"flags {weakest_power(result)}"]
     elif result.verdict is Verdict.FAIL and result.worst is not None:
         others = f"meets {', '.join(result.meets)}" if result.meets else "meets no standard"
-        parts = [f"{measured(result)}{place(result.worst)}", others]
+        words = [f"{measured(result)}{place(result.worst)}", others]
     else:
-        parts = [result.reason.partition("\n")[0]]
-    line.append("  ".join(p for p in parts if p))
-    tail = f"{case.op}[{case.dims}]" if case.op else case.dims
-    line.append(f"  {tail}{'-' if case.distribution else ''}{case.distribution}", style="dim")
+        words = [reason_words(result).partition("\n")[0]]
+    line.append("  ".join(w for w in words if w))
+    tail = f"{parts.op}[{parts.sizes}]" if parts.op else sizes_words(result)
+    tail += "" if parts.distribution == "normal" else f"-{parts.distribution}"
+    line.append(f"  {tail}", style="dim")
     return line
 
 
@@ -123,7 +116,7 @@ def print_summary(
     command: str = "",
     seconds: float | None = None,
 ) -> None:
-    """The closing summary.
+    """The closing summary: what is wrong and how to see it again, then the tables, and the outcome in one sentence.
 
     Args:
         console: Where to print.
@@ -136,12 +129,12 @@ def print_summary(
     """
     results = report.results
     if results:
+        _print_findings(console, results, command)
         _print_matrix(console, results)
         _print_power(console, results)
         for name, words in standards(results):
             decides = " (it decides)" if name == standard else ""
             console.print(Text.assemble((f"Standard {name}", "bold"), f"{decides}: {words}."))
-        _print_findings(console, results, command)
         reasons = inconclusive_reasons(results)
         if reasons:
             console.print()
@@ -149,11 +142,9 @@ def print_summary(
             for reason in reasons:
                 console.print(Padding(Text(reason), (0, 0, 0, 2), expand=False))
     console.print()
-    total = len(results) if planned is None else planned
-    ok = report.ok and total == len(results) and any(r.verdict is Verdict.PASS for r in results)
-    sentence = closing_sentence(report, planned=total, strict=strict)
+    ended = ending(report, planned=len(results) if planned is None else planned, strict=strict)
     took = "" if seconds is None else f" {seconds:.1f} s."
-    console.print(Text(f"{sentence}{took}", style="bold green" if ok and "passes" in sentence else "bold red"))
+    console.print(Text(f"{ended.sentence}{took}", style="bold green" if ended.passed else "bold red"))
 
 
 def _print_matrix(console: Console, results: Sequence[CheckResult]) -> None:
@@ -207,7 +198,7 @@ def _print_findings(console: Console, results: Sequence[CheckResult], command: s
             console.print(Padding(Text(line), (0, 0, 0, 6), expand=False))
     if command:
         example = found[0].example
-        dtype = CaseName.read(example.case).dtype
+        dtype = example.parts.dtype
         console.print("To run one failure again:")
         line = f"  {command} --dtype {dtype} --only {shlex.quote(f'{example.case}::{example.check}')}"
         console.print(Text(line), soft_wrap=True)

@@ -17,7 +17,7 @@ from ktonum.bounds import PRECISE, confidence, summation_variance, unit_roundoff
 from ktonum.declare.cases import DTYPES, dtype_name, torch_dtype
 from ktonum.errors import InputError, ToleranceError
 from ktonum.measure.in_roundings import Model, Stretch, derived_tolerances, exceeding_elements, measure_errors
-from ktonum.results import Measurement
+from ktonum.results import BoundKind, BoundSource, Measurement
 from ktonum.tolerances.failure_message import Failure
 from ktonum.tolerances.table_files import find_table
 from ktonum.tolerances.tables import MEASURES, Row
@@ -125,17 +125,19 @@ def assert_within(
     measurements = []
     for measure, value in errors.values.items():
         if measure in rows:
-            tolerance, source = _resized(rows[measure], expected.numel(), reasons[measure])
+            tolerance, why = _resized(rows[measure], expected.numel(), reasons[measure])
+            source = BoundSource(BoundKind.TABLE, text=why)
         elif measure in derived:
             tolerance = derived[measure]
-            source = (
+            why = (
                 f"derived for {terms} terms, {operand_roundings} operand roundings and one of {dtype_name(stored)}, by "
                 f"Hoeffding's inequality (Higham and Mary 2019), because {reasons[measure]}"
             )
+            source = BoundSource(BoundKind.DERIVED, text=why)
         else:
             continue
-        where = str(list(errors.worst)) if measure == "element" else ""
-        measurements.append(Measurement(f"{output}/{measure}", value, tolerance, MEASURES[measure], source, where))
+        where = errors.worst if measure == "element" else None
+        measurements.append(Measurement(output, measure, value, tolerance, MEASURES[measure], source, where))
     if not all(m.within for m in measurements):
         heading = f"{op}/{output} in {name} on {kind}"
         audited = op if table is not None and tables is None else "your.module:OP (a ktonum.Op for this function)"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ktonum.locate.places import dim_names, find_place
 from ktonum.measure.in_roundings import Errors
+from ktonum.report.sentences import bound_words
 from ktonum.results import Measurement
 
 __all__ = ["Failure", "reproduction"]
@@ -52,7 +53,7 @@ class Failure:
         for m in self.measurements:
             verdict = "ok    " if m.within else "BEYOND"
             lines.append(f"  {verdict} {m.name}: measured {m.value:.4g}, tolerance {m.bound:.4g} {m.unit}")
-            lines.append(f"         source of the tolerance: {m.bound_source}")
+            lines.append(f"         source of the tolerance: {bound_words(m.bound_source)}")
         return "\n".join(lines)
 
     def _places(self) -> Iterator[str]:

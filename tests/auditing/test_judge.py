@@ -21,7 +21,8 @@ from ktonum.declare.cases import Case, Point, seed_of
 from ktonum.declare.op import Op
 from ktonum.errors import InputError, UsageError
 from ktonum.kernels.audit.kto_op import OP
-from ktonum.results import CheckResult, Measurement, Power, Report, Verdict
+from ktonum.report.sentences import reason_words
+from ktonum.results import BoundKind, BoundSource, Cause, CheckResult, Measurement, Power, Report, Verdict
 from subjects.mutants import MODEL, ClearsInputInBackward, ClearsMaskedInPlace, ScalesUpstreamInPlace
 from subjects.plain_kto import PlainKTO
 from subjects.planted import ALL
@@ -66,7 +67,8 @@ def test_a_candidate_that_raises_fails_gradcheck_alike() -> None:
 
 def test_a_candidate_that_refuses_the_case_is_an_error_that_says_so() -> None:
     result = _run(_raising(InputError("N = 9: use a multiple of 16")), "forward")
-    assert result.verdict is Verdict.ERROR and "refused" in result.reason and "multiple of 16" in result.reason
+    assert result.verdict is Verdict.ERROR and result.cause is Cause.CANDIDATE_REFUSED
+    assert "refused" in reason_words(result) and "multiple of 16" in result.reason
 
 
 def test_a_candidate_that_lacks_something_is_inconclusive() -> None:
@@ -146,8 +148,10 @@ def test_a_failure_says_what_where_and_against_which_bound() -> None:
 
     result = _run(softmax_loss_with(gradient={"x": one_wrong}), "gradients")
     assert result.verdict is Verdict.FAIL and result.meets == ()
-    assert "grad_x/element" in result.reason and "[4, 7]" in result.reason and "analysis" in result.reason
-    assert result.worst is not None and result.worst.where == "[4, 7]"
+    words = reason_words(result)
+    assert result.cause is Cause.BEYOND_BOUND
+    assert "grad_x/element" in words and "[4, 7]" in words and "analysis" in words
+    assert result.worst is not None and result.worst.where == (4, 7)
 
 
 def test_a_check_that_fails_itself_is_an_error_not_a_crash() -> None:
@@ -162,7 +166,7 @@ def test_a_check_that_fails_itself_is_an_error_not_a_crash() -> None:
 def test_a_check_without_anything_to_measure_is_inconclusive() -> None:
     (case,) = SOFTMAX_LOSS.cases(profile="quick", dtypes=["fp32"], device="cpu")
     result = run_check(Check("empty", "nothing", lambda context: []), CaseContext(SOFTMAX_LOSS, case))
-    assert result.verdict is Verdict.INCONCLUSIVE and result.reason
+    assert result.verdict is Verdict.INCONCLUSIVE and result.cause is Cause.NOTHING_MEASURED and reason_words(result)
 
 
 @pytest.mark.parametrize(
@@ -270,11 +274,11 @@ def _odd_result() -> CheckResult:
         "forward",
         Verdict.FAIL,
         (
-            Measurement("a/element", math.inf, 1.0, "bound", "analysis", "[0, 1]"),
-            Measurement("b/element", -math.inf, math.inf),
-            Measurement("c/element", math.nan, 0.0),
+            Measurement("a", "element", math.inf, 1.0, "bound", BoundSource(BoundKind.DERIVED, "eager"), (0, 1)),
+            Measurement("b", "element", -math.inf, math.inf),
+            Measurement("c", "element", math.nan, 0.0),
         ),
-        (Power("a scaled by 1 + size", 0.01), Power("one element", None)),
+        (Power("a", "scaling", "by 1 + size", 0.01), Power("a", "one element", "", None)),
         "because",
         "eager",
         ("eager",),
@@ -300,19 +304,19 @@ def test_a_report_survives_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{}", "[]", '{"schema": "other"}'])
 def test_what_is_no_report_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match="not a ktonum report"):
+    with pytest.raises(ValueError, match=r"not a ktonum report.*'ktonum-report/2' or 'ktonum-report/1' is accepted"):
         Report.from_json(tmp_path / "other.json")
 
 
 def test_nan_is_never_within_and_uses_all() -> None:
-    nan, none = Measurement("m", math.nan, math.inf), Measurement("m", 1e-30, 0.0)
+    nan, none = Measurement("t", "m", math.nan, math.inf), Measurement("t", "m", 1e-30, 0.0)
     assert not nan.within and nan.use == math.inf
     assert not none.within and none.use == math.inf
-    assert Measurement("m", 0.0, 0.0).within and Measurement("m", 0.0, 0.0).use == 0.0
+    assert Measurement("t", "m", 0.0, 0.0).within and Measurement("t", "m", 0.0, 0.0).use == 0.0
 
 
 def test_reports_are_ok_only_with_results_and_without_failures() -> None:
-    passed = CheckResult("c", "d", Verdict.PASS, power=(Power("x", 0.1),))
+    passed = CheckResult("c", "d", Verdict.PASS, power=(Power("x", "scaling", "by 1 + size", 0.1),))
     assert Report((passed,)).ok and not Report(()).ok
     assert Report((passed, CheckResult("c", "e", Verdict.INCONCLUSIVE))).ok
     for verdict in (Verdict.FAIL, Verdict.ERROR):

@@ -24,6 +24,7 @@ from ktonum.bounds import (
 )
 from ktonum.declare.cases import torch_dtype
 from ktonum.measure.probe import bounded_probe
+from ktonum.results import BoundKind, BoundSource
 from subjects.planted import ALL
 
 Floats = NDArray[np.float64]
@@ -135,7 +136,7 @@ def _neighbour(numbers: Tensor) -> Tensor:
 
 def _final_rounding(expected: Tensor, dtype: torch.dtype) -> Tensor:
     zero = torch.zeros_like(expected)
-    return ErrorBound(zero, zero, dtype, "test").final_rounding(expected)
+    return ErrorBound(zero, zero, dtype, BoundSource(BoundKind.DERIVED)).final_rounding(expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -258,7 +259,9 @@ def test_a_large_element_is_granted_in_proportion_and_a_small_one_the_usual() ->
 
 def test_an_infinite_bound_excuses_anything() -> None:
     expected = torch.ones(4, dtype=torch.float64)
-    bound = ErrorBound(torch.full_like(expected, math.inf), torch.zeros_like(expected), torch.float32, "measured")
+    bound = ErrorBound(
+        torch.full_like(expected, math.inf), torch.zeros_like(expected), torch.float32, BoundSource(BoundKind.DERIVED)
+    )
     probe = bounded_probe("y", actual=torch.tensor([7.0, math.nan, 1.0, 1.0]), expected=expected, bound=lambda _: bound)
     assert all(m.within for m in probe.measure(probe.actual, "eager"))
 
@@ -266,7 +269,7 @@ def test_an_infinite_bound_excuses_anything() -> None:
 @pytest.mark.parametrize("size", [1e-170, 1e-235, 1e-310])
 def test_a_bias_of_numbers_whose_squares_underflow_is_measured_or_left_out(size: float) -> None:
     expected = torch.full((100,), size, dtype=torch.float64)
-    bound = ErrorBound(expected * 1e-15, torch.zeros_like(expected), torch.float64, "test")
+    bound = ErrorBound(expected * 1e-15, torch.zeros_like(expected), torch.float64, BoundSource(BoundKind.DERIVED))
     probe = bounded_probe("y", actual=expected, expected=expected, bound=lambda _: bound)
     assert all(m.within for m in probe.measure(expected, "precise"))
     measured = {m.name for m in probe.measure(expected, "precise")}

@@ -40,14 +40,14 @@ def test_log_probabilities_in_bfloat16_show_over_several_draws(cases: list[tuple
     by_draws = by_one = 0
     for op, case in cases:
         found = list(_measured(replace(op, candidate=LogpsLeftToAutocast), case))
-        by_draws += any(not m.within for m in found if "draws" in m.name)
-        by_one += any(not m.within for m in found if "draws" not in m.name)
+        by_draws += any(not m.within for m in found if m.draws)
+        by_one += any(not m.within for m in found if not m.draws)
     # 10 and 0 of 11, 29 and 1 of 31; another CPU's products round a little otherwise.
     assert len(cases) in (11, 31) and by_draws >= 0.85 * len(cases) and by_one <= 0.13 * len(cases)
 
 
 def test_a_right_candidate_is_far_from_the_bound(cases: list[tuple[Op, Case]]) -> None:
-    over_draws = [m.use for op, case in cases for m in _measured(op, case) if "draws" in m.name]
+    over_draws = [m.use for op, case in cases for m in _measured(op, case) if m.draws]
     assert len(over_draws) > 8 * len(cases) and 0.1 < max(over_draws) < 0.4
 
 

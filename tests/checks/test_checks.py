@@ -22,7 +22,7 @@ from ktonum.declare.op import Op
 from ktonum.kernels.audit.kto_laws import KTO_LAWS
 from ktonum.kernels.audit.kto_op import OP
 from ktonum.kernels.contract.reference import ReferenceKTOLoss
-from ktonum.report.power_tables import PlantedDefect
+from ktonum.report.sentences import reason_words
 from ktonum.results import STANDARDS, CheckResult, Verdict
 from subjects.mutants import DEFECTS, MODEL, NONE, POINTS, DependsOnBatch, LogitsRounded
 from subjects.plain_kto import PlainKTO
@@ -105,7 +105,7 @@ def test_a_planted_defect_is_flagged(op: Op, defect: Defect, dtype: str) -> None
             continue  # it applies to float64 alone
         result = run_check(check_named(planted, case, name), context)
         assert result.verdict is expected, (name, result.verdict, result.reason, result.details)
-        assert result.failed and result.reason
+        assert result.failed and reason_words(result)
 
 
 def test_every_file_with_a_check_is_registered() -> None:
@@ -201,8 +201,8 @@ def test_a_sequence_without_a_loss_is_no_error(reduction: str, dtype: str) -> No
     results = audited(replace(OP, candidate=PlainKTO, sample=_first_sequence_masked, dims=[point]), dtype)
     assert_all_pass(results)
     # Nor is it a hole that any defect would fall into, however small.
-    found = [(PlantedDefect.read(p), p.size) for r in results if r.check == "forward" for p in r.power]
-    sizes = [size for defect, size in found if defect.tensor == "loss" and defect.unit]
+    found = [p for r in results if r.check == "forward" for p in r.power]
+    sizes = [p.size for p in found if p.tensor == "loss" and p.unit]
     assert sizes and all(size is not None and size > 1e-16 for size in sizes)
 
 
@@ -218,4 +218,4 @@ def test_a_number_where_there_is_no_loss_is_an_error() -> None:
     point = Point({"B": 4, "T": 5, "H": 8, "V": 11}, {"average_log_prob": True, "reduction": "none"})
     op = replace(OP, candidate=_wrong_where_masked, sample=_first_sequence_masked, dims=[point])
     result = run_check(check_named(op, case_of(op, "fp32"), "forward"), CaseContext(op, case_of(op, "fp32")))
-    assert result.verdict is Verdict.FAIL and result.worst is not None and result.worst.where == "[0]"
+    assert result.verdict is Verdict.FAIL and result.worst is not None and result.worst.where == (0,)

@@ -41,7 +41,7 @@ class Taken:
 
     @property
     def kind(self) -> str:
-        tensor, _, measure = self.measurement.name.rpartition("/")
+        tensor, measure = self.measurement.tensor, self.measurement.measure
         return f"{tensor if tensor.startswith('grad_') else 'output'}/{measure}"
 
 

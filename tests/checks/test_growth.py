@@ -101,7 +101,7 @@ def test_the_ready_ops_stay_within_their_bounds_as_they_grow(held: tuple[str, st
     (case,) = op.cases(profile="quick", dtypes=[dtype], device="cpu")
     result = run_check(CHECK, CaseContext(op, case), standard)
     assert result.verdict is Verdict.PASS and standard in result.meets and not result.vacuous, result.reason
-    assert all(any(f", {dim} = " in m.name for m in result.measurements) for dim in op.reductions)
+    assert all(any(f"at {dim} = " in m.context for m in result.measurements) for dim in op.reductions)
 
 
 def test_an_op_without_such_a_dim_is_inconclusive() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 import ktonum
 from ktonum.cli import command_line as cli
-from ktonum.results import Report, Verdict
+from ktonum.results import Cause, Report, Verdict
 from support.command_line import ROOT, audit, run, run_process, start
 from support.throwaway_ops import write_ops
 
@@ -96,7 +96,7 @@ def test_a_process_that_dies_costs_its_own_verdict_alone(tmp_path: Path) -> None
     )
     assert status == 1
     report = Report.from_json(tmp_path / "report.json")
-    verdicts = {r.case.partition("[")[2].partition(",")[0]: r for r in report.results}
+    verdicts = {f"N={r.parts.dims['N']}": r for r in report.results}
     assert {n: r.verdict.value for n, r in verdicts.items()} == {
         "N=4": "PASS",
         "N=5": "ERROR",
@@ -104,9 +104,10 @@ def test_a_process_that_dies_costs_its_own_verdict_alone(tmp_path: Path) -> None
         "N=7": "ERROR",
         "N=8": "PASS",
     }, out
-    assert "the process died" in verdicts["N=5"].reason
-    assert "an illegal memory access" in verdicts["N=6"].reason
-    assert "hung: no verdict within" in verdicts["N=7"].reason and "in hangs_" in verdicts["N=7"].details
+    assert verdicts["N=5"].cause is Cause.DIED
+    assert verdicts["N=6"].cause is Cause.CANDIDATE_WRONG and "an illegal memory access" in verdicts["N=6"].reason
+    assert verdicts["N=7"].cause is Cause.HUNG and "in hangs_" in verdicts["N=7"].details
+    assert "the candidate hung: no verdict within the time limit of 4 s" in out
     tests = list(ET.parse(tmp_path / "junit.xml").iter("testcase"))
     assert len(tests) == 5, "a worker's end is no test of its own"
 
@@ -115,7 +116,9 @@ def test_without_workers_a_lost_context_fails_what_comes_after_it(tmp_path: Path
     status, _, _, report = audit(tmp_path, "poisoned", "-n", "0", "--only", "forward")
     assert status == 1
     assert [r.verdict.value for r in report.results] == ["PASS", "ERROR", "ERROR"]
-    assert "an earlier item crashed CUDA in this process (poisoned[N=5" in report.results[2].reason
+    last = report.results[2]
+    assert last.cause is Cause.NOT_RUN
+    assert "an earlier item crashed CUDA in this process (poisoned[N=5" in last.reason
 
 
 def test_what_was_measured_before_an_interruption_is_written(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ktonum.errors import UsageError
 from ktonum.gate.decision import hold_against
 from ktonum.gate.decision_report import SCHEMA, to_record
 from ktonum.gate.report_reading import read_report
-from ktonum.results import Report
+from ktonum.results import CaseParts, Report
 from support.gate_reports import BASELINE, MODEL, OTHER_VERSIONS, edited, failing, one_case, scaled, times
 from support.simulated_audits import ENVIRONMENT
 
@@ -56,30 +56,30 @@ def test_a_log_has_it_in_ten_lines_and_the_json_in_full(tmp_path: Path, capsys: 
 def test_a_gate_that_passes_says_so_in_two_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(tmp_path, BASELINE)[0] == 0
     out = capsys.readouterr().out
-    assert len(out.splitlines()) == 2 and "not one of" in out and "The gate passes" in out
+    assert len(out.splitlines()) == 2 and "none of" in out and "The gate passes" in out
 
 
 def document(**changes: object) -> str:
     result = BASELINE.results[0].to_record()
-    return json.dumps({"schema": "ktonum-report/1", "environment": {}, "results": [result], **changes})
+    return json.dumps({"schema": "ktonum-report/2", "environment": {}, "results": [result], **changes})
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         (None, ("cannot be read", "ktonum audit OP --json FILE")),
-        ("", ("is no JSON", "ktonum audit OP --json FILE")),
-        ("[1, 2", ("is no JSON",)),
-        ("[]", ("is no audit's JSON", "ktonum-report/1")),
-        ('{"schema": "ktonum-gate/1"}', ("is no audit's JSON", "'ktonum-gate/1'")),
-        (document(schema="ktonum-report/2"), ("newer than ktonum-report/1", "upgrade")),
-        (document(results=None), ("is damaged", "environment and results")),
+        ("", ("is not JSON", "ktonum audit OP --json FILE")),
+        ("[1, 2", ("is not JSON",)),
+        ("[]", ("the schema is None", "'ktonum-report/2' or 'ktonum-report/1' is accepted")),
+        ('{"schema": "ktonum-gate/1"}', ("the schema is 'ktonum-gate/1'", "ktonum audit OP --json FILE")),
+        (document(schema="ktonum-report/3"), ("'ktonum-report/3'", "'ktonum-report/2'", "upgrade ktonum")),
+        (document(results=None), ("report.results is None", "expected a list")),
         (document(results=[]), ("no results", "audit again")),
-        (document(results=[{"case": "x"}]), ("is damaged", "verdict")),
-        (document(results=[{**BASELINE.results[0].to_record(), "verdict": "MAYBE"}]), ("is damaged", "MAYBE")),
+        (document(results=[{"case": "x"}]), ("results[0] lacks check, verdict",)),
+        (document(results=[{**BASELINE.results[0].to_record(), "verdict": "MAYBE"}]), ("verdict is 'MAYBE'", "'PASS'")),
         (document(results=[BASELINE.results[0].to_record()] * 2), ("2 times",)),
         (
-            document(results=[replace(BASELINE.results[0], case="rope[N=1]-bf16-cuda").to_record()]),
+            document(results=[replace(BASELINE.results[0], parts=CaseParts("rope")).to_record()]),
             ("audits rope", "model", "of the same op"),
         ),
         (

@@ -17,7 +17,7 @@ from ktonum.gate.decision import Attribution
 from ktonum.gate.decision_report import closing_sentence
 from ktonum.gate.grown_errors import FALSE_ALARM
 from ktonum.gate.signed_rank import holm, signed_rank_p
-from ktonum.results import CheckResult, Report, Verdict
+from ktonum.results import BoundKind, BoundSource, Cause, CheckResult, Report, Verdict
 from subjects.small_ops import RMS_NORM, rms_norm_with
 from support.combinations import few_or_many
 from support.gate_reports import (
@@ -145,7 +145,7 @@ def test_shrinking_errors_are_told_and_pass() -> None:
     assert {d.what for d in found.shrunk} >= {"grad_x/relative_norm", "grad_w/relative_norm"}
 
 
-MEASURED = "4 × the error of the reference in bf16"
+MEASURED = BoundSource(BoundKind.MEASURED, scale=4.0, dtype="bf16")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ MEASURED = "4 × the error of the reference in bf16"
     [(MEASURED, Attribution.REFERENCE_BETTER), (MODEL.source, Attribution.BOUND_TIGHTER)],
 )
 def test_a_bound_that_shrinks_under_an_error_that_does_not_grow_is_not_the_kernels_doing(
-    source: str, attribution: Attribution
+    source: BoundSource, attribution: Attribution
 ) -> None:
     """Numbers otherwise the same: a better reference, or a tighter analysis."""
     before, now = replace(MODEL, source=source), replace(MODEL, source=source, bound=times(0.5))
@@ -192,7 +192,7 @@ def vacuous(result: CheckResult) -> CheckResult:
 
 
 def raising(result: CheckResult) -> CheckResult:
-    return replace(result, verdict=Verdict.ERROR, measurements=(), reason="the candidate raised")
+    return replace(result, verdict=Verdict.ERROR, measurements=(), reason="raised", cause=Cause.CANDIDATE_WRONG)
 
 
 def measured_on_reference(result: CheckResult) -> CheckResult:

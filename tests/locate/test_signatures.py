@@ -12,7 +12,7 @@ from ktonum.bounds import ErrorBound
 from ktonum.locate.localise import Surroundings, localise_tensor
 from ktonum.locate.wrong_constants import named_constants
 from ktonum.measure.probe import Expectation, bounded_probe
-from ktonum.results import Localisation
+from ktonum.results import BoundKind, BoundSource, Localisation
 
 DIMS = {"B": 5, "V": 40}
 
@@ -25,7 +25,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 def bound_of(expected: Tensor, dtype: torch.dtype) -> ErrorBound:
     """Two roundings in float32 (in float64 for a float64 tensor), and the last rounding."""
     u = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
-    return ErrorBound(u * expected.abs(), torch.zeros_like(expected), dtype, "planted")
+    return ErrorBound(u * expected.abs(), torch.zeros_like(expected), dtype, BoundSource(BoundKind.DERIVED))
 
 
 def located(

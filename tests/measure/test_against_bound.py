@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ktonum.bounds import ErrorBound
 from ktonum.measure.against_bound import GrantedErrors
+from ktonum.results import BoundKind, BoundSource
 
 
 def small_gradients() -> Tensor:
@@ -19,7 +20,7 @@ def small_gradients() -> Tensor:
 
 def beyond(expected: Tensor, actual: Tensor) -> list[str]:
     zeros = torch.zeros_like(expected)
-    granted = GrantedErrors(expected, ErrorBound(zeros, zeros, torch.float16, "one rounding"), 1.0)
+    granted = GrantedErrors(expected, ErrorBound(zeros, zeros, torch.float16, BoundSource(BoundKind.DERIVED)), 1.0)
     return [m.name for m in granted.measure("gradient", actual) if not m.within]
 
 

@@ -17,8 +17,8 @@ from ktonum.declare.op import Op
 from ktonum.measure.probe import Probe, bounded_probe, equality_probe
 from ktonum.power.defect import Sound, signs
 from ktonum.power.planting import power_of
-from ktonum.report.power_tables import PlantedDefect
-from ktonum.results import STANDARDS, Measurement, Power, Report, Verdict
+from ktonum.report.sentences import reason_words
+from ktonum.results import STANDARDS, BoundKind, BoundSource, Measurement, Power, Report, Verdict
 from subjects.planted import ALL
 from subjects.small_ops import RMS_NORM, SOFTMAX_LOSS
 from support.combinations import combinations
@@ -57,9 +57,9 @@ def test_a_defect_of_the_stated_size_is_flagged_and_half_of_it_is_not(op: Op, dt
     stated = 0
     for check in checks_for(op, context.case):
         for probe in () if check.probes is None else check.probes(context):
-            assert not _flagged(probe, probe.actual, standard), (check.name, probe.name)
+            assert not _flagged(probe, probe.actual, standard), (check.name, probe.tensor)
             for power in power_of(probe, standard):
-                if power.size is None or not PlantedDefect.read(power).unit:
+                if power.size is None or not power.unit:
                     continue
                 # Smaller sizes than float64's roundoff cannot be planted by addition.
                 if power.size < 1e-15:
@@ -74,20 +74,18 @@ def test_a_defect_of_the_stated_size_is_flagged_and_half_of_it_is_not(op: Op, dt
 
 def _bounded(actual: Tensor, expected: Tensor, independent: float) -> Probe:
     amplitude = torch.full(expected.shape, independent, dtype=torch.float64)
-    bound = ErrorBound(amplitude, torch.zeros_like(amplitude), actual.dtype, "test")
+    bound = ErrorBound(amplitude, torch.zeros_like(amplitude), actual.dtype, BoundSource(BoundKind.DERIVED))
     return bounded_probe("t", actual=actual, expected=expected, bound=lambda standard: bound)
 
 
 def _sizes(probe: Probe) -> dict[str, float | None]:
     """The smallest flagged size of each kind that has a size."""
-    found = {PlantedDefect.read(p): p.size for p in power_of(probe, "precise")}
-    return {defect.kind: size for defect, size in found.items() if defect.unit}
+    return {p.kind: p.size for p in power_of(probe, "precise") if p.unit}
 
 
 def _flags(probe: Probe) -> dict[str, bool]:
     """Whether each kind without a size is flagged."""
-    found = {PlantedDefect.read(p): p.size for p in power_of(probe, "precise")}
-    return {defect.kind: size is not None for defect, size in found.items() if not defect.unit}
+    return {p.kind: p.size is not None for p in power_of(probe, "precise") if not p.unit}
 
 
 def test_a_wider_bound_has_less_power() -> None:
@@ -138,7 +136,7 @@ def test_a_tensor_with_a_hole_has_the_power_of_its_finite_part() -> None:
 def test_integers_have_the_power_of_one(dtype: torch.dtype) -> None:
     tensor = torch.arange(5).to(dtype)
     (power,) = power_of(equality_probe("t", actual=tensor, expected=tensor.clone(), law="test"), "precise")
-    assert power == Power("t: one element off by one", 1.0)
+    assert power == Power("t", "one element off by one", "", 1.0)
 
 
 def _matrix(rows: int, seed: int = 0) -> Tensor:
@@ -149,7 +147,7 @@ def _by_norm_alone(actual: Tensor, granted: float) -> Probe:
     """A probe that measures a relative norm, as most tests of kernels do."""
 
     def measure(tensor: Tensor, standard: str) -> tuple[Measurement, ...]:
-        return (Measurement("t/norm", float((tensor - actual).norm() / actual.norm()), granted),)
+        return (Measurement("t", "norm", float((tensor - actual).norm() / actual.norm()), granted),)
 
     return Probe("t", actual, measure)
 
@@ -184,10 +182,10 @@ def test_errors_that_do_not_grow_in_proportion_are_searched_all_the_same(exponen
     size = 10.0**-exponent
 
     def squared(planted: Tensor, standard: str) -> tuple[Measurement, ...]:
-        return (Measurement("t/square", float((planted - tensor).square().amax()), size**2),)
+        return (Measurement("t", "square", float((planted - tensor).square().amax()), size**2),)
 
     def told(planted: Tensor, standard: str) -> tuple[Measurement, ...]:
-        return (Measurement("t/told", 1.0 if float((planted - tensor).abs().amax()) > size else 0.0, 0.0),)
+        return (Measurement("t", "told", 1.0 if float((planted - tensor).abs().amax()) > size else 0.0, 0.0),)
 
     for measure in (squared, told):
         for kind, found in _sizes(Probe("t", tensor, measure)).items():
@@ -195,7 +193,7 @@ def test_errors_that_do_not_grow_in_proportion_are_searched_all_the_same(exponen
 
 
 def _blind(context: CaseContext) -> list[Probe]:
-    within = (Measurement("t/nothing", 0.0, 1.0),)
+    within = (Measurement("t", "nothing", 0.0, 1.0),)
     return [Probe(name, t, lambda tensor, standard: within) for name, t in context.result.tensors().items()]
 
 
@@ -203,7 +201,7 @@ def test_a_check_that_no_defect_can_fail_is_vacuous_and_fails_the_report() -> No
     context = _context(SOFTMAX_LOSS, "fp32")
     result = run_check(Check("blind", "nothing", _blind), context)
     assert result.verdict is Verdict.PASS and result.power and all(p.size is None for p in result.power)
-    assert result.vacuous and result.failed and "vacuous" in result.reason
+    assert result.vacuous and result.failed and "proves nothing" in reason_words(result)
     sound = run_check(CHECKS[0], context)
     report = Report((sound, result))
     assert Report((sound,)).ok and not report.ok

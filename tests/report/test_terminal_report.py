@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from rich.console import Console
 
-from ktonum.auditing.pytest_items import describe_result
+from ktonum.declare.cases import Case, Point
+from ktonum.report.failure_text import describe_result
 from ktonum.report.html import write_html
 from ktonum.report.power_tables import blind_spots, flagged_from, power_rows, weakest_power
-from ktonum.report.summary import CaseName, findings, matrix, standards
+from ktonum.report.sentences import bound_words, reason_words, short_case
+from ktonum.report.summary import findings, matrix, standards
 from ktonum.report.terminal import AuditView, print_summary, verdict_line
-from ktonum.results import CheckResult, Localisation, Measurement, Power, Report, Verdict
+from ktonum.results import (
+    BoundKind,
+    BoundSource,
+    CaseParts,
+    Cause,
+    CheckResult,
+    Localisation,
+    Measurement,
+    Power,
+    Report,
+    Verdict,
+)
+
+ANALYSIS = BoundSource(BoundKind.DERIVED, "precise")
 
 
 def result(
@@ -22,7 +40,7 @@ def result(
     *,
     check: str = "forward",
     dtype: str = "bf16",
-    dims: str = "B=3,T=65",
+    dims: Mapping[str, int] = MappingProxyType({"B": 3, "T": 65}),
     value: float = 0.25,
     power: float | None = 3e-5,
     reason: str = "",
@@ -30,20 +48,23 @@ def result(
     meets: tuple[str, ...] = ("precise", "eager"),
 ) -> CheckResult:
     undecided = verdict in (Verdict.ERROR, Verdict.INCONCLUSIVE)
+    case = Case("kto", Point(dims), dtype, "cpu")
     return CheckResult(
-        f"kto[{dims}]-{dtype}-cpu",
+        case.name,
         check,
         verdict,
+        () if undecided else (Measurement("loss", "relative_norm", value, 0.5, "1", ANALYSIS, (3, 17)),),
         ()
         if undecided
-        else (Measurement("loss/relative_norm", value, 0.5, "1", "rounding-error analysis", "[3, 17]"),),
-        ()
-        if undecided
-        else (Power("loss: scaling, by 1 + size", power), Power("loss: one element, off by size", power)),
+        else (Power("loss", "scaling", "by 1 + size", power), Power("loss", "one element", "off by size", power)),
         reason=reason,
         details=details,
         meets=() if undecided else meets,
+        parts=case.parts,
     )
+
+
+MANY = {f"B{i}": 3 for i in range(30)}
 
 
 def text_of(*results: CheckResult, width: int = 120, planned: int | None = None, strict: bool = False) -> str:
@@ -61,7 +82,7 @@ def text_of(*results: CheckResult, width: int = 120, planned: int | None = None,
     return console.file.getvalue()
 
 
-FAIL = result(Verdict.FAIL, value=325.0, meets=("eager",), reason="too large")
+FAIL = result(Verdict.FAIL, value=325.0, meets=("eager",))
 
 
 def test_a_failure_says_where_it_is_and_what_it_looks_like() -> None:
@@ -80,13 +101,66 @@ def test_the_page_says_where_it_is_and_what_it_looks_like(tmp_path: Path) -> Non
     assert "<td>grad_weight</td><td>row 3</td><td>scaled by &lt;2&gt;</td>" in page
 
 
-def test_case_names_come_apart_and_others_stay_whole() -> None:
-    case = CaseName.read("kto[B=3,T=65,loss_type=apo]-bf16-cuda-heavy-tails")
-    assert case == CaseName("kto", "B=3,T=65,loss_type=apo", "bf16", "cuda", "heavy-tails")
-    case = CaseName.read("kto[B=3]-bf16-cpu-heavy-tails+12")
-    assert (case.distribution, case.offset, case.short) == ("heavy-tails", "+12", "bf16 B=3 (heavy-tails) +12")
-    assert CaseName.read("kto[B=3]-bf16-cpu+2").offset == "+2"
-    assert CaseName.read("something else").short == "something else"
+def test_a_case_is_called_by_its_parts_and_by_its_name_where_these_are_unknown() -> None:
+    case = Case("kto", Point({"B": 3}, {"loss_type": "apo"}, "heavy-tails"), "bf16", "cpu", 12)
+    assert short_case(replace(FAIL, parts=case.parts)) == "bf16 B=3,loss_type=apo (heavy-tails) +12"
+    assert short_case(replace(FAIL, case="something else", parts=CaseParts())) == "something else"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (ANALYSIS, "rounding-error analysis, precise"),
+        (BoundSource(BoundKind.MEASURED, scale=4.0, dtype="fp32"), "4 × the error of the reference in fp32"),
+        (
+            BoundSource(BoundKind.MEASURED, scale=2.0, dtype="bf16", autocast=True),
+            "2 × the error of the reference under autocast to bf16",
+        ),
+        (
+            BoundSource(BoundKind.LARGER, "eager", 4.0, "fp16"),
+            "the larger one of rounding-error analysis, eager, and 4 × the error of the reference in fp16",
+        ),
+        (BoundSource(BoundKind.EXACT, text="law 'padding'"), "must be exact: law 'padding'"),
+        (BoundSource(BoundKind.TABLE, text="row y/element/fp32/cpu"), "row y/element/fp32/cpu"),
+        (BoundSource(BoundKind.ERROR_BAR, scale=2.0), "2 × the error bar of the finite difference"),
+        (BoundSource(BoundKind.DECLARED), "declared by the op"),
+        (BoundSource(BoundKind.NONE), ""),
+    ],
+)
+def test_every_kind_of_bound_has_words(source: BoundSource, words: str) -> None:
+    assert bound_words(source) == words
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_every_cause_has_words(cause: Cause) -> None:
+    verdict = Verdict.FAIL if cause is Cause.BEYOND_BOUND else Verdict.ERROR
+    words = reason_words(replace(result(verdict, value=2.0, reason="own words"), cause=cause))
+    says_it_all = (Cause.NOTHING_MEASURED, Cause.CUDA_LOST)
+    assert words and words.endswith("own words") is (cause not in says_it_all)
+
+
+def test_a_failure_says_first_what_is_wrong_and_last_the_numbers() -> None:
+    """What, where, what it looks like, how to run it again, numbers; to one who has never read the pages."""
+    places = (Localisation("loss", "everywhere", "scaled by 2"),)
+    beyond = (
+        *FAIL.measurements,
+        Measurement("loss", "element", 3.0, 1.0, "bound", ANALYSIS, context="at expanded ones"),
+        Measurement("y", "differing_elements", 2.0, 0.0, "elements", BoundSource(BoundKind.EXACT, text="law 'a'")),
+        Measurement("z", "signed_bias", math.nan, 1.0, "1", ANALYSIS),
+    )
+    lines = describe_result(replace(FAIL, measurements=beyond, localisations=places)).splitlines()
+    assert lines == [
+        "FAIL: y, z and 2 more are wrong",
+        "  loss where: everywhere",
+        "  loss looks like: scaled by 2",
+        "  run again: ktonum audit OP --only 'kto[B=3,T=65]-bf16-cpu::forward'",
+        "  or: pytest --ktonum 'ktonum::kto[B=3,T=65]-bf16-cpu::forward'",
+        "  measured: y/differing_elements = 2 elements, and none is allowed (must be exact: law 'a')",
+        "  measured: z/signed_bias is NaN (rounding-error analysis, precise)",
+        "  measured: loss/relative_norm = 325, 650 times the bound 0.5 (rounding-error analysis, precise) at [3, 17]",
+        "  measured: loss at expanded ones/element: 3 times the bound (rounding-error analysis, precise)",
+        "  decided by the standard precise; meets eager",
+    ]
 
 
 def test_a_verdict_is_one_line_with_its_measurement_and_power() -> None:
@@ -105,28 +179,28 @@ def test_a_verdict_is_one_line_with_its_measurement_and_power() -> None:
 def test_a_log_has_whole_lines_and_no_control_characters() -> None:
     console = Console(file=io.StringIO(), width=40, highlight=False)
     with AuditView(console, 2) as view:
-        view.show(result(dims="B=3," * 30))
+        view.show(result(dims=MANY))
         view.show(FAIL)
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     assert len(lines) == 2
     assert "\x1b" not in console.file.getvalue()
-    assert "B=3," * 30 in lines[0]
+    assert all(f"B{i}=3" in lines[0] for i in range(30))
 
 
 def test_a_terminal_has_a_bar_and_no_line_wider_than_itself() -> None:
     console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None, highlight=False)
     with AuditView(console, 1) as view:
-        view.show(result(dims="B=3," * 30))
+        view.show(result(dims=MANY))
     assert isinstance(console.file, io.StringIO)
     written = console.file.getvalue()
     assert "1/1" in written
     verdicts = [line for line in written.replace("\r", "\n").splitlines() if "PASS" in line]
-    assert len(verdicts) == 1 and "…" in verdicts[0] and "B=3," * 30 not in verdicts[0]
+    assert len(verdicts) == 1 and "…" in verdicts[0] and "B29=3" not in verdicts[0]
 
 
 def test_the_summary_of_a_pass_says_what_would_have_been_caught() -> None:
-    text = text_of(result(), result(dtype="fp32", power=2e-7), result(dtype="fp32", dims="B=4", power=4e-7))
+    text = text_of(result(), result(dtype="fp32", power=2e-7), result(dtype="fp32", dims={"B": 4}, power=4e-7))
     assert "The audit passes: 3 passed. 1.2 s." in text
     assert "Standard precise (it decides): met in bf16, fp32." in text
     row = next(line for line in text.splitlines() if line.startswith("forward") and "scaling" in line)
@@ -136,18 +210,25 @@ def test_the_summary_of_a_pass_says_what_would_have_been_caught() -> None:
 
 def test_a_failure_is_told_with_its_worst_case_and_how_to_see_it_again() -> None:
     text = text_of(
-        result(dims="B=1", dtype="fp32"),
+        result(dims={"B": 1}, dtype="fp32"),
         FAIL,
-        result(Verdict.FAIL, dims="B=9", value=1.5, meets=()),
+        result(Verdict.FAIL, dims={"B": 9}, value=1.5, meets=()),
         result(Verdict.FAIL, dtype="fp16", value=2.0, meets=()),
         width=400,
     )
     assert "forward fails on 3 of 4 cases" in text
-    assert (
-        "bf16: 2 of 2 cases; worst loss/relative_norm = 325, 650 × the 0.5 granted (rounding-error analysis) "
-        "at [3, 17], in B=3,T=65" in text
-    )
-    assert "fp16: 1 of 1 cases" in text
+    first = text.splitlines().index("      bf16: 2 of 2 cases fail; loss is wrong, worst in B=3,T=65")
+    number = "loss/relative_norm = 325, 650 times the bound 0.5 (rounding-error analysis, precise) at [3, 17]"
+    assert text.splitlines()[first + 1] == f"        measured: {number}"
+    assert "fp16: 1 of 1 cases fail" in text
+    order = [
+        "What is wrong:",
+        "To run one failure again:",
+        "Verdicts, in cases:",
+        "Standard precise",
+        "The audit fails",
+    ]
+    assert sorted(order, key=text.index) == order
     assert "ktonum audit kto --dtype bf16 --only 'kto[B=3,T=65]-bf16-cpu::forward'" in text
     assert "The audit fails: 1 passed, 3 FAIL." in text
     assert "Standard precise (it decides): met in fp32; missed in bf16 (forward); fp16 (forward)." in text
@@ -159,7 +240,7 @@ def test_errors_of_one_kind_are_told_once() -> None:
             Verdict.ERROR, check=c, dims=d, reason="the candidate raised ValueError: no", details="a\nb\nValueError: no"
         )
         for c in ("forward", "gradients")
-        for d in ("B=1", "B=2")
+        for d in ({"B": 1}, {"B": 2})
     ]
     found = findings(group)
     assert len(found) == 1
@@ -168,7 +249,7 @@ def test_errors_of_one_kind_are_told_once() -> None:
 
 
 def test_a_vacuous_check_is_no_pass() -> None:
-    text = text_of(result(), result(power=None, dims="B=9"))
+    text = text_of(result(), result(power=None, dims={"B": 9}))
     assert "forward is vacuous on 1 of 2 cases" in text
     assert "The audit fails: 1 passed, 1 vacuous." in text
 
@@ -182,7 +263,7 @@ def test_a_vacuous_check_is_no_pass() -> None:
             False,
             "The audit passes: 1 passed, 1 INCON",
         ),
-        ((result(), result(Verdict.INCONCLUSIVE, reason="too small")), None, True, "The audit fails, for --strict"),
+        ((result(), result(Verdict.INCONCLUSIVE, reason="too small")), None, True, "The audit fails, because --strict"),
         ((result(Verdict.INCONCLUSIVE, reason="too small"),), None, False, "The audit decided nothing"),
         ((result(),), 3, False, "The audit is unfinished: 1 passed, 2 not run"),
         ((), 3, False, "The audit is unfinished: 0 passed, 3 not run"),
@@ -215,16 +296,20 @@ def test_tables_for_other_reports() -> None:
     assert {r.check for r in power_rows(results)} == {"forward", "law:padding"}
 
 
-def _of_kinds(*powers: tuple[str, float | None]) -> CheckResult:
-    return replace(result(), power=tuple(Power(defect, size) for defect, size in powers))
+def _of_kinds(*powers: Power) -> CheckResult:
+    return replace(result(), power=powers)
 
 
 def test_defects_that_would_have_passed_are_told_by_check_and_kind() -> None:
     results = (
-        _of_kinds(("loss: truncated", None), ("grad_x, V = 2048, positive: one row zero", 1.0)),
-        _of_kinds(("loss: truncated", None), ("grad_x, V = 2048, positive: one row zero", None)),
-        _of_kinds(("loss: truncated", 1.0), ("loss: scaling, by 1 + size", 1e-3)),
-        replace(FAIL, power=(Power("loss: halved", None),)),
+        _of_kinds(
+            Power("loss", "truncated", "", None), Power("grad_x", "one row zero", "", 1.0, "at V = 2048, positive")
+        ),
+        _of_kinds(
+            Power("loss", "truncated", "", None), Power("grad_x", "one row zero", "", None, "at V = 2048, positive")
+        ),
+        _of_kinds(Power("loss", "truncated", "", 1.0), Power("loss", "scaling", "by 1 + size", 1e-3)),
+        replace(FAIL, power=(Power("loss", "halved", "", None),)),
     )
     (spots,) = blind_spots(results)
     assert spots.check == "forward" and spots.words == "truncated 2 of 3, one row zero 1 of 2"
@@ -236,27 +321,33 @@ def test_defects_that_would_have_passed_are_told_by_check_and_kind() -> None:
     ("powers", "weakest"),
     [
         (
-            (("x: scaling, by 1 + size", 1e-3), ("y: scaling, by 1 + size", 1e-2), ("y: one row zero", 1.0)),
+            (
+                Power("x", "scaling", "by 1 + size", 1e-3),
+                Power("y", "scaling", "by 1 + size", 1e-2),
+                Power("y", "one row zero", "", 1.0),
+            ),
             "scaling 1e-02",
         ),
-        ((("x: one element, off by size × one", 2e-3), ("x: halved", 1.0)), "one element 2e-03"),
-        ((("another shape", 1.0),), "another shape"),
-        ((("x: halved", None),), ""),
+        ((Power("x", "one element", "off by size × one", 2e-3), Power("x", "halved", "", 1.0)), "one element 2e-03"),
+        ((Power("", "another shape", "", 1.0),), "another shape"),
+        ((Power("x", "halved", "", None),), ""),
     ],
 )
-def test_the_weakest_power_is_that_of_scalings_where_there_are_any(
-    powers: tuple[tuple[str, float | None], ...], weakest: str
-) -> None:
+def test_the_weakest_power_is_that_of_scalings_where_there_are_any(powers: tuple[Power, ...], weakest: str) -> None:
     assert weakest_power(_of_kinds(*powers)) == weakest
 
 
 def test_a_defect_without_a_size_is_flagged_or_not() -> None:
-    powers = (Power("x: halved", 1.0), Power("x: halved", None), Power("x: scaling, by 1 + size", 0.25))
+    powers = (Power("x", "halved", "", 1.0), Power("x", "halved", "", None), Power("x", "scaling", "by 1 + size", 0.25))
     assert [flagged_from(p) for p in powers] == ["flagged", "not flagged", "2.5e-01"]
 
 
 def test_the_page_has_every_planted_defect(tmp_path: Path) -> None:
-    passed = _of_kinds(("x: halved", 1.0), ("x: one row zero", None), ("x: one row, scaled by 1 + size", 0.25))
+    passed = _of_kinds(
+        Power("x", "halved", "", 1.0),
+        Power("x", "one row zero", "", None),
+        Power("x", "one row", "scaled by 1 + size", 0.25),
+    )
     write_html(Report((passed,)), tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<td>forward</td><td>one row zero 1 of 1</td>" in page

@@ -78,10 +78,10 @@ class Ban:
 
 _LAZY = "loads before anyone knows whether torch is needed"
 _LOADED_FIRST = (
-    *("errors", "results", "pytest_plugin", "declare", "declare.cases", "calibrate", "calibrate.settings", "auditing"),
-    *("auditing.settings", "auditing.plan", "auditing.op_loading", "auditing.devices", "auditing.gpu_slots"),
-    *("auditing.audit_process", "auditing.worker_crashes", "auditing.item_runner", "auditing.pytest_items"),
-    *("auditing.session_hooks", "auditing.pytest_session"),
+    *("errors", "results", "results.*", "pytest_plugin", "declare", "declare.cases", "calibrate", "calibrate.settings"),
+    *("auditing", "auditing.settings", "auditing.plan", "auditing.op_loading", "auditing.devices"),
+    *("auditing.gpu_slots", "auditing.audit_process", "auditing.worker_crashes", "auditing.item_runner"),
+    *("auditing.pytest_items", "auditing.session_hooks", "auditing.pytest_session"),
 )
 BANS = (
     Ban("ktonum.measure.comparison", ("ktonum.bounds",), "a measure knows no threshold", ("ktonum.bounds.formats",)),

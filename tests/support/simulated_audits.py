@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ktonum.declare.cases import DTYPES
-from ktonum.results import CheckResult, Measurement, Power, Report, Verdict
+from ktonum.results import BoundKind, BoundSource, CaseParts, CheckResult, Measurement, Power, Report, Verdict
 
 __all__ = ["ENVIRONMENT", "SimulatedAudit"]
 
@@ -22,7 +22,7 @@ ENVIRONMENT = {
 # Amplitudes as shares of the bound, as an audit of `kto` has them.
 _SHARE = 0.1
 _CONFIDENCE = 5.0
-_POWER = (Power("scaled by 1 + size", 1e-3),)
+_POWER = (Power("", "scaling", "by 1 + size", 1e-3),)
 
 #: What an error is multiplied by: of a tensor, in a dtype.
 Factor = Callable[[str, str], float]
@@ -47,7 +47,7 @@ class SimulatedAudit:
     cases: int = 10
     error: Factor = lambda tensor, dtype: 1.0
     bound: Factor = lambda tensor, dtype: 1.0
-    source: str = "rounding-error analysis, precise"
+    source: BoundSource = BoundSource(BoundKind.DERIVED, "precise")
     changed: float = 1.0
 
     def report(
@@ -61,10 +61,11 @@ class SimulatedAudit:
                 steady = np.random.default_rng([seed, baseline, *here]).random() >= self.changed
                 drawn_from = ((0, inputs), (1, baseline if steady else seed))
                 draws = [np.random.default_rng([*stream, *here]) for stream in drawn_from]
-                results += self._case(f"model[N={i}]-{dtype}-cuda", dtype, *draws)
+                results += self._case(CaseParts("model", {"N": i}, dtype=dtype, device="cuda"), *draws)
         return Report(tuple(results), environment)
 
-    def _case(self, name: str, dtype: str, inputs: np.random.Generator, draw: np.random.Generator) -> list[CheckResult]:
+    def _case(self, case: CaseParts, inputs: np.random.Generator, draw: np.random.Generator) -> list[CheckResult]:
+        dtype = case.dtype
         measured: dict[str, list[Measurement]] = {"forward": [], "gradients": []}
         for tensor, count in self.elements.items():
             check = "gradients" if tensor.startswith("grad_") else "forward"
@@ -79,7 +80,10 @@ class SimulatedAudit:
                 bias = abs(float(errors @ truth)) / norm**2
                 values["signed_bias"] = (bias, _CONFIDENCE * granted / norm, "1")
             measured[check] += [
-                Measurement(f"{tensor}/{measure}", *numbers, self.source) for measure, numbers in values.items()
+                Measurement(tensor, measure, *numbers, self.source) for measure, numbers in values.items()
             ]
         meets = ("precise", "eager")
-        return [CheckResult(name, c, Verdict.PASS, tuple(m), _POWER, meets=meets) for c, m in measured.items()]
+        return [
+            CheckResult(case.name, c, Verdict.PASS, tuple(m), _POWER, meets=meets, parts=case)
+            for c, m in measured.items()
+        ]

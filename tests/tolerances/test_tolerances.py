@@ -18,6 +18,7 @@ from ktonum.declare.cases import DTYPES, Case, torch_dtype
 from ktonum.errors import InputError, TableError, ToleranceError
 from ktonum.kernels.audit.kto_op import OP
 from ktonum.measure.in_roundings import derived_tolerances, measure_errors
+from ktonum.results import BoundKind
 from ktonum.tolerances.assertion import device_class
 from ktonum.tolerances.table_files import find_table, write_table
 from support.rounded_oracles import KTO, SUM, gradient, put, truncated
@@ -29,7 +30,7 @@ from support.rounded_oracles import KTO, SUM, gradient, put, truncated
 def test_an_oracle_rounded_once_passes_at_any_scale(dtype: str, arguments: dict[str, Any], scale: float) -> None:
     expected = gradient(60, 80, scale=scale)
     measured = ktonum.assert_within(actual=expected.to(torch_dtype(dtype)), expected=expected, **arguments)
-    assert [m.name.partition("/")[2] for m in measured] == ["element", "relative_norm", "signed_bias"]
+    assert [m.measure for m in measured] == ["element", "relative_norm", "signed_bias"]
     assert all(m.value <= m.bound for m in measured)
     # The norm of one rounding. fp16 has only zeros at 1e-30, and fp64 is not rounded.
     if dtype != "fp64" and not (dtype == "fp16" and scale == 1e-30):
@@ -218,15 +219,18 @@ def test_rows_measured_on_other_sizes_are_adapted_and_say_so() -> None:
     assert small[2].bound == pytest.approx(
         rows["signed_bias"].tolerance * math.sqrt(rows["signed_bias"].elements_min / 80)
     )
-    assert "for 60000 elements" in large[0].bound_source and "pass dims=" in large[0].bound_source
+    assert "for 60000 elements" in large[0].bound_source.text and "pass dims=" in large[0].bound_source.text
 
 
 def test_sizes_beyond_a_row_use_the_derivation() -> None:
     expected = gradient(60, 80)
     within = ktonum.assert_within(actual=expected.float(), expected=expected, dims={"V": 60, "H": 80}, terms=9, **KTO)
     beyond = ktonum.assert_within(actual=expected.float(), expected=expected, dims={"V": 999}, terms=9, **KTO)
-    assert all(m.bound_source.startswith("row grad_weight/") for m in within)
-    assert all(m.bound_source.startswith("derived for 9 terms") and "V=999 is larger" in m.bound_source for m in beyond)
+    assert {m.bound_source.kind for m in within} == {BoundKind.TABLE}
+    assert all(m.bound_source.text.startswith("row grad_weight/") for m in within)
+    assert {m.bound_source.kind for m in beyond} == {BoundKind.DERIVED}
+    words = [m.bound_source.text for m in beyond]
+    assert all(w.startswith("derived for 9 terms") and "V=999 is larger" in w for w in words)
 
 
 @pytest.mark.parametrize(

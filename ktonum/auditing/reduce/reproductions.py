@@ -9,6 +9,7 @@ from pathlib import Path
 from ktonum import __version__
 from ktonum.auditing.reduce.own_process import Source, reduce_elsewhere
 from ktonum.declare.cases import Case
+from ktonum.report.sentences import place_lines, reason_words
 from ktonum.results import CheckResult, Verdict
 
 __all__ = ["Source", "distinct", "script", "write_reproductions"]
@@ -42,7 +43,8 @@ def write_reproductions(
         case, tensor, words = cases[failure.case], _tensor(failure), "not reduced"
         if failure.verdict is Verdict.FAIL:
             case, words = reduce_elsewhere(source, case, failure.check, tensor, timeout=timeout)
-        path = folder / _file_name(case, failure.check, tensor)
+        subject = failure.localisations[0].subject if failure.localisations else ""
+        path = folder / _file_name(case, failure.check, subject)
         path.write_text(script(failure, case, source, words), encoding="utf-8")
         yield path, words
 
@@ -52,7 +54,7 @@ def distinct(failures: Sequence[CheckResult], cases: Mapping[str, Case]) -> tupl
     groups: dict[tuple[str, ...], list[CheckResult]] = {}
     for r in failures:
         if r.case in cases:
-            words = (r.check, _tensor(r).partition(" ")[0]) if r.verdict is Verdict.FAIL else (r.verdict, r.reason)
+            words = (r.check, _tensor(r)) if r.verdict is Verdict.FAIL else (r.verdict, reason_words(r))
             groups.setdefault((cases[r.case].op, *words), []).append(r)
     return tuple(min(group, key=lambda r: sum(cases[r.case].point.dims.values())) for group in groups.values())
 
@@ -62,8 +64,8 @@ def _tensor(result: CheckResult) -> str:
     return result.localisations[0].tensor if result.localisations else ""
 
 
-def _file_name(case: Case, check: str, tensor: str) -> str:
-    parts = [re.sub(r"[^A-Za-z0-9.=_+]+", "-", part).strip("-") for part in (case.name, check, tensor)]
+def _file_name(case: Case, check: str, subject: str) -> str:
+    parts = [re.sub(r"[^A-Za-z0-9.=_+]+", "-", part).strip("-") for part in (case.name, check, subject)]
     return "-".join(p for p in parts if p)[:_LONGEST_NAME] + ".py"
 
 
@@ -84,8 +86,8 @@ def script(failure: CheckResult, case: Case, source: Source, words: str) -> str:
         candidate = f"{Path(place).resolve()}:{attribute}"
     story = [
         f"{failure.check}: {failure.verdict} in {failure.case}",
-        failure.reason,
-        *(line for found in failure.localisations[:1] for line in found.lines),
+        reason_words(failure),
+        *(line for found in failure.localisations[:1] for line in place_lines(found)),
         f"Run here: {case.name}; {words}.",
         f"Written by ktonum {__version__}. Exit status 1 while it fails, 0 when it does not.",
     ]
@@ -101,6 +103,7 @@ import sys
 import torch
 
 import ktonum
+from ktonum.report.failure_text import describe_result
 
 torch.set_num_threads(1)  # a sum split over threads depends on their number
 
@@ -109,10 +112,6 @@ point = ktonum.Point({dict(point.dims)!r}, {dict(point.parameters)!r}, {point.di
 case = ktonum.Case(op.name, point, {case.dtype!r}, {case.device!r}, {case.offset!r})
 result = ktonum.audit_case(op, case, {failure.check!r}, standard={source.standard!r})
 
-print(result.verdict, result.reason)
-for place in result.localisations:
-    print(*place.lines, sep="\\n")
-if result.details:
-    print(result.details)
+print(describe_result(result))
 sys.exit(int(result.failed))
 """

@@ -48,7 +48,7 @@ def smallest_case(
         op: The op under audit.
         case: A case that fails.
         check: The check's name.
-        tensor: The tensor's name; its first word counts, for others may name sizes.
+        tensor: The tensor's name, in whichever context.
         standard: The standard that decides.
         on_smaller: Called with each smaller case that fails.
     """
@@ -66,12 +66,7 @@ def fails_with(result: CheckResult, tensor: str) -> bool:
     """Whether a result is a FAIL in the tensor that is called so; any FAIL for an empty name."""
     if result.verdict is not Verdict.FAIL:
         return False
-    failing = {_first_word(m.name) for m in result.measurements if not m.within}
-    return not tensor or _first_word(tensor) in failing
-
-
-def _first_word(name: str) -> str:
-    return name.partition("/")[0].partition(" ")[0].rstrip(",")
+    return not tensor or any(m.tensor == tensor for m in result.measurements if not m.within)
 
 
 def reduced(case: Case, fails: Callable[[Case], bool], *, most_runs: int = MOST_RUNS) -> SmallestCase:

@@ -1,0 +1,31 @@
+"""One result in a few lines, for those who see nothing else of the audit: pytest's failures, junit, a script."""
+
+from __future__ import annotations
+
+import shlex
+
+from ktonum.report.sentences import excess_words, place_lines, reason_words, wrong_words
+from ktonum.results import CheckResult, Verdict
+
+__all__ = ["describe_result"]
+
+
+def describe_result(result: CheckResult) -> str:
+    """A verdict in a few lines: what is wrong, where, what it looks like, how to run it again, and then the numbers."""
+    verdict = "vacuous" if result.vacuous else result.verdict.value
+    beyond = sorted((m for m in result.measurements if not m.within), key=lambda m: -m.use)
+    numbers = [excess_words(m) for m in beyond] if result.verdict is Verdict.FAIL else []
+    what = result.reason or wrong_words(result) if numbers else ""
+    lines = [": ".join(filter(None, (verdict, what or reason_words(result))))]
+    for found in result.localisations:
+        lines += [f"  {line}" for line in place_lines(found)]
+    if result.failed:
+        item = f"{result.case}::{result.check}"
+        lines.append(f"  run again: ktonum audit OP --only {shlex.quote(item)}")
+        lines.append(f"  or: pytest --ktonum {shlex.quote(f'ktonum::{item}')}")
+    lines += [f"  measured: {line}" for line in numbers]
+    if result.verdict is Verdict.FAIL:
+        lines.append(f"  decided by the standard {result.standard}; meets {', '.join(result.meets) or 'none'}")
+    if result.details:
+        lines.append(result.details.rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,134 @@
+"""Words for one result: its case, a measurement, where a bound comes from, why it is not PASS.
+
+A leaf like `ktonum.results`: text and numbers, neither torch nor a terminal.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ktonum.results import BoundKind, BoundSource, Cause, CheckResult, Localisation, Measurement, Verdict
+
+__all__ = [
+    "bound_words",
+    "excess_words",
+    "format_measured",
+    "measured",
+    "place",
+    "place_lines",
+    "reason_words",
+    "short_case",
+    "sizes_words",
+    "wrong_words",
+]
+
+# With the check's or the candidate's own words in the braces.
+_REASONS = {
+    Cause.CANNOT_RUN: "the candidate cannot run this case: {}",
+    Cause.NOTHING_MEASURED: "the candidate returns none of the tensors that this check measures",
+    Cause.OUT_OF_MEMORY: "device memory ran out during this check: {}",
+    Cause.CANDIDATE_WRONG: "the candidate {}",
+    Cause.CANDIDATE_REFUSED: "the candidate refused the case: {}",
+    Cause.HUNG: "the candidate hung: {}",
+    Cause.DIED: "the process died while the candidate ran: {}",
+    Cause.CUDA_LOST: "the process lost its CUDA context while the candidate ran, after the results had been read",
+    Cause.NOT_RUN: "not run: {}",
+}
+# Of the tensors that fail, so many are named.
+_NAMED = 2
+
+
+def sizes_words(result: CheckResult) -> str:
+    """Dims and parameters, e.g. ``B=4,T=33,beta=0.3``; the case's name where its parts are not known."""
+    return result.parts.sizes if result.parts.op else result.case
+
+
+def short_case(result: CheckResult) -> str:
+    """Dtype, dims and, if they are not the usual ones, distribution and offset of the seed."""
+    parts = result.parts
+    tail = "" if parts.distribution == "normal" else f" ({parts.distribution})"
+    tail += f" +{parts.offset}" if parts.offset else ""
+    return f"{parts.dtype} {sizes_words(result)}{tail}".strip()
+
+
+def measured(result: CheckResult) -> str:
+    """The worst measurement as ``name = value / bound``; empty when there is none."""
+    return "" if result.worst is None else format_measured(result.worst)
+
+
+def format_measured(m: Measurement) -> str:
+    """``name = value / bound``, with unit, standard error and remark where there are any."""
+    error = "" if m.standard_error is None else f" ± {m.standard_error:.1g}"
+    remark = f" ({m.remark})" if m.remark else ""
+    return f"{m.name} = {m.value:.3g}{error} / {m.bound:.3g}{_unit(m)}{remark}"
+
+
+def _unit(m: Measurement) -> str:
+    return "" if m.unit in ("1", "bound") else f" {m.unit}"
+
+
+def place(m: Measurement) -> str:
+    """`` at [3, 17]``; empty for a number without place."""
+    return f" at {list(m.where)}" if m.where else ""
+
+
+def bound_words(source: BoundSource) -> str:
+    """Where a bound comes from."""
+    reference = f"the error of the reference {'under autocast to' if source.autocast else 'in'} {source.dtype}"
+    multiple = reference if source.scale is None else f"{source.scale:g} × {reference}"
+    analysis = ", ".join(filter(None, ("rounding-error analysis", source.standard)))
+    return {
+        BoundKind.DERIVED: source.text or analysis,
+        BoundKind.MEASURED: multiple,
+        BoundKind.LARGER: f"the larger one of {analysis}, and {multiple}",
+        BoundKind.EXACT: f"must be exact: {source.text}",
+        BoundKind.TABLE: source.text,
+        BoundKind.ERROR_BAR: f"{source.scale:g} × the error bar of the finite difference" if source.scale else "",
+        BoundKind.DECLARED: "declared by the op",
+        BoundKind.NONE: "",
+    }[source.kind]
+
+
+def excess_words(m: Measurement) -> str:
+    """How far a measurement is beyond its bound, where that comes from, and the place."""
+    if math.isnan(m.value):
+        words = f"{m.name} is NaN"
+    elif m.unit == "bound":
+        words = f"{m.name}: {m.value:.3g} times the bound"
+    elif m.bound > 0:
+        words = f"{m.name} = {m.value:.3g}{_unit(m)}, {m.use:.3g} times the bound {m.bound:.3g}"
+    else:
+        words = f"{m.name} = {m.value:.3g}{_unit(m)}, and none is allowed"
+    source = bound_words(m.bound_source)
+    return f"{words}{f' ({source})' if source else ''}{place(m)}"
+
+
+def wrong_words(result: CheckResult) -> str:
+    """Which tensors of a FAIL are wrong, the worst first; empty where no tensor's measurement is beyond its bound."""
+    beyond = sorted((m for m in result.measurements if not m.within), key=lambda m: -m.use)
+    subjects = list(dict.fromkeys(m.subject for m in beyond if m.tensor))
+    if not subjects:
+        return ""
+    more = [f"{len(subjects) - _NAMED} more"] if len(subjects) > _NAMED else []
+    *first, last = (*subjects[:_NAMED], *more)
+    named = f"{', '.join(first)} and {last}" if first else last
+    return f"{named} {'are' if len(subjects) > 1 else 'is'} wrong"
+
+
+def place_lines(found: Localisation) -> tuple[str, ...]:
+    """A line that says where a tensor is wrong, and one of what its error looks like unless that cannot be told."""
+    look = (f"{found.subject} looks like: {found.looks_like}",) if found.looks_like else ()
+    return (f"{found.subject} where: {found.where}", *look)
+
+
+def reason_words(result: CheckResult) -> str:
+    """Why the verdict is not PASS, in a sentence; empty for a PASS that is not vacuous."""
+    if result.vacuous:
+        return "no planted defect made this check fail, so that its PASS proves nothing"
+    if result.cause in _REASONS:
+        return _REASONS[result.cause].format(result.reason).removesuffix(": ")
+    beyond = [m for m in result.measurements if not m.within]
+    if not result.reason and result.verdict is Verdict.FAIL and beyond:
+        worst = max(beyond, key=lambda m: m.use)
+        return f"{wrong_words(result)}: {excess_words(worst)}" if worst.tensor else excess_words(worst)
+    return result.reason
