@@ -22,6 +22,9 @@ from ktonum.results import STANDARDS, Cause, CheckResult, Localisation, Measurem
 
 __all__ = ["check_named", "run_check"]
 
+# Of a check that judges for itself and gives none.
+_CAUSES = {Verdict.FAIL: Cause.BEYOND_BOUND, Verdict.INCONCLUSIVE: Cause.CANNOT_TELL}
+
 
 def check_named(op: Op, case: Case, name: str) -> Check:
     """The check called ``name`` among those that apply to the case.
@@ -49,12 +52,8 @@ def run_check(check: Check, context: CaseContext, standard: str = "precise") -> 
     result = _judge(check, context, standard)
     # Nothing is decided by the time that it took.
     seconds = time.perf_counter() - started
-    # A check that judges for itself gives no cause.
     cause = result.cause or _CAUSES.get(result.verdict)
     return replace(result, standard=standard, seconds=seconds, cause=cause, parts=context.case.parts)
-
-
-_CAUSES = {Verdict.FAIL: Cause.BEYOND_BOUND, Verdict.INCONCLUSIVE: Cause.CANNOT_TELL}
 
 
 def _judge(check: Check, context: CaseContext, standard: str) -> CheckResult:

@@ -100,7 +100,7 @@ class CheckResult:
         measurements: All that was measured; the worst is `worst`.
         power: What the check would have caught here.
         reason: Why the verdict is not PASS, in the check's or the candidate's own words. Empty where the other fields
-            say it. `ktonum.report.reason_words` makes the whole sentence.
+            say it. `ktonum.report.sentences.reason_words` makes the whole sentence.
         standard: The standard that decided, ``precise`` or ``eager``.
         meets: The standards under which every measurement is within its bound.
         seconds: Wall time spent; information only, no verdict depends on it.

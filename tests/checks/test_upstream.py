@@ -66,8 +66,8 @@ def test_what_the_smaller_run_of_two_loses_among_subnormals_is_granted_under_eag
     context = CaseContext(op, case)
     context = varied(context, upstream={k: v / 32 for k, v in context.upstream.items()})
     assert CHECK.probes is not None
-    (probe,) = (p for p in CHECK.probes(context) if "scaled by" in p.name)
-    assert probe.name == "grad_logits scaled by 2^8"
+    (probe,) = (p for p in CHECK.probes(context) if "scaled by" in p.context)
+    assert (probe.tensor, probe.context) == ("grad_logits", "scaled by 2^8")
     assert all(m.within for m in probe.measure(probe.actual, "eager"))
     assert not all(m.within for m in probe.measure(1.5 * probe.actual, "eager"))
     # Twice the bound of the larger run alone, which loses nothing, is not enough.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from ktonum.gate.decision import Attribution
 from ktonum.gate.decision_report import closing_sentence
 from ktonum.gate.grown_errors import FALSE_ALARM
 from ktonum.gate.signed_rank import holm, signed_rank_p
-from ktonum.results import BoundKind, BoundSource, Cause, CheckResult, Report, Verdict
+from ktonum.results import BoundKind, BoundSource, Cause, CheckResult, Measurement, Report, Verdict
 from subjects.small_ops import RMS_NORM, rms_norm_with
 from support.combinations import few_or_many
 from support.gate_reports import (
@@ -260,6 +261,19 @@ def test_a_standard_that_does_not_decide_and_is_lost_is_told() -> None:
     exact = edited(BASELINE, one_case(lambda r: scaled(r, value=0.0)))
     assert gate(precise, exact).standards == {("eager", Attribution.KERNEL_WORSE): 1}
     assert gate(precise).passed
+
+
+def test_another_number_of_draws_is_no_growth() -> None:
+    def with_bias(draws: int, bound: float = 1e-2, **changes: Any) -> Edit:
+        measured = Measurement("grad_x", "bias", 1e-3, bound, bound_source=MODEL.source, draws=draws)
+        return one_case(lambda r: replace(r, measurements=(measured,), **changes))
+
+    before = edited(BASELINE, with_bias(8))
+    lost = edited(BASELINE, with_bias(16, meets=("precise",)))
+    assert gate(lost, before).standards == {("eager", Attribution.REFERENCE_BETTER): 1}
+    tighter = edited(BASELINE, with_bias(16, 1e-4, verdict=Verdict.FAIL, meets=()))
+    (failure,) = gate(tighter, before).failures
+    assert failure.attribution is Attribution.BOUND_TIGHTER
 
 
 def test_few_cases_are_said_to_be_few() -> None:

@@ -113,7 +113,7 @@ FOUND = (
     Found("softmax_loss", "input clipped in place", "unmodified", "x", "scattered: ", "clipped at 1 in magnitude"),
     Found("softmax_loss", "target cleared in place", "unmodified", "target", EVERYWHERE, MISSING),
     Found("softmax_loss", "gradient clipped", "upstream", "grad_x scaled by 2^8", "scattered: ", "clipped at 4 in"),
-    Found("softmax_loss", "NaN hidden", "nonfinite", "places where grad_x", "row 4", "37 missing"),
+    Found("softmax_loss", "NaN hidden", "nonfinite", "grad_x with", "row 4", "37 missing"),
     Found(
         "rms_norm",
         "last tile of grad_weight missing",
@@ -144,8 +144,8 @@ def failing(op: Op, candidate: Any, check: str, dtype: str) -> CheckResult:
 
 def of(result: CheckResult, tensor: str) -> Localisation:
     """The localisation of the tensor with this name; without one, of the first tensor whose name begins with it."""
-    named = [found for found in result.localisations if found.tensor.startswith(tensor)]
-    return next((found for found in named if found.tensor == tensor), named[0])
+    named = [found for found in result.localisations if found.subject.startswith(tensor)]
+    return next((found for found in named if found.subject == tensor), named[0])
 
 
 @pytest.mark.parametrize(
