@@ -264,14 +264,14 @@ def test_a_standard_that_does_not_decide_and_is_lost_is_told() -> None:
 
 
 def test_another_number_of_draws_is_no_growth() -> None:
-    def with_bias(draws: int, bound: float = 1e-2, **changes: Any) -> Edit:
-        measured = Measurement("grad_x", "bias", 1e-3, bound, bound_source=MODEL.source, draws=draws)
+    def with_bias(draws: int, bound: float = 2.0**-7, **changes: Any) -> Edit:
+        measured = Measurement("grad_x", "bias", 2.0**-10, bound, bound_source=MODEL.source, draws=draws)
         return one_case(lambda r: replace(r, measurements=(measured,), **changes))
 
     before = edited(BASELINE, with_bias(8))
     lost = edited(BASELINE, with_bias(16, meets=("precise",)))
     assert gate(lost, before).standards == {("eager", Attribution.REFERENCE_BETTER): 1}
-    tighter = edited(BASELINE, with_bias(16, 1e-4, verdict=Verdict.FAIL, meets=()))
+    tighter = edited(BASELINE, with_bias(16, 2.0**-14, verdict=Verdict.FAIL, meets=()))
     (failure,) = gate(tighter, before).failures
     assert failure.attribution is Attribution.BOUND_TIGHTER
 
