@@ -60,7 +60,8 @@ def format_measured(m: Measurement) -> str:
     """``name = value / bound``, with unit, standard error and remark where there are any."""
     error = "" if m.standard_error is None else f" ± {m.standard_error:.1g}"
     remark = f" ({m.remark})" if m.remark else ""
-    return f"{m.name} = {m.value:.3g}{error} / {m.bound:.3g}{_unit(m)}{remark}"
+    bound = "" if m.bound_source.kind is BoundKind.NONE else f" / {m.bound:.3g}"
+    return f"{m.name} = {m.value:.3g}{error}{bound}{_unit(m)}{remark}"
 
 
 def _unit(m: Measurement) -> str:
