@@ -1,4 +1,4 @@
-"""An audit held against its baseline: what is new, what grew, and whose doing that is."""
+"""Compares an audit with its baseline: what is new, what grew, and what caused it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DEVICE = ("device name", "device capability", "device multiprocessors")
 
 
 class Attribution(StrEnum):
-    """Whose doing a change for the worse is, as far as two audits tell."""
+    """What caused a change for the worse, as far as two audits tell."""
 
     KERNEL_WORSE = "kernel worse"
     REFERENCE_BETTER = "reference better"
@@ -56,7 +56,7 @@ class Gate:
         vanished: Results that the baseline has and the audit lacks.
         undecided: Results that are INCONCLUSIVE now and were not.
         fixed: Results that failed in the baseline and do not now.
-        standards: For each standard that is met no more, and did not decide, in how many results and whose doing it is.
+        standards: For each lost standard that did not decide, and each cause, the number of results.
         shrunk: Errors that shrank beyond chance.
         new: Results that the baseline lacks.
         known: Failures in both.
@@ -156,7 +156,7 @@ def _undecided(result: CheckResult) -> bool:
 
 
 def _standards_lost(pairs: Sequence[Pair], device_new: bool) -> dict[tuple[str, Attribution], int]:
-    """Which tensor misses a standard that did not decide is not in the report; that none of its errors grew may be."""
+    """A report does not say which tensor misses a standard that did not decide. It does say whether an error grew."""
     lost: Counter[tuple[str, Attribution]] = Counter()
     for pair in pairs:
         for standard in set(pair.before.meets) - set(pair.now.meets) - {pair.now.standard}:
@@ -191,7 +191,7 @@ def _failure(pair: Pair, device_new: bool) -> Failure:
 
 
 def _bound(from_reference: bool) -> Attribution:
-    """Whose doing it is that an error fails or uses more of its bound, and did not grow."""
+    """The cause where an error fails or uses more of its bound, but did not grow."""
     return Attribution.REFERENCE_BETTER if from_reference else Attribution.BOUND_TIGHTER
 
 
@@ -211,7 +211,7 @@ def _growths(found: Sequence[Change], false_alarm: float, device_new: bool) -> t
 
 
 def _covered(found: Sequence[Drift]) -> tuple[Drift, ...]:
-    """Without what another says already: one dtype where it is so in every, all gradients where one is named."""
+    """Without what another group says already: one dtype if every dtype changed, all gradients if one is named."""
     named = {(d.kind, d.dtype) for d in found if not d.together}
     everywhere = {d.what for d in found if d.dtype == EVERY}
     return tuple(

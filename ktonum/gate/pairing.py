@@ -1,4 +1,4 @@
-"""Which result of an audit belongs to which of an earlier one, and what became of each measured error."""
+"""Pairs the results of an audit with those of an earlier one, and says how each measured error changed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one measured error. Natural logarithms of ratios: positive is larger now.
+    """How one measured error changed. The numbers are natural logarithms of ratios: positive is larger now.
 
     Attributes:
         case: The case's name in the current audit.
@@ -68,7 +68,7 @@ class Change:
 
 
 def pair_results(baseline: Sequence[CheckResult], current: Sequence[CheckResult]) -> Pairing:
-    """Pair results by case and check; cases that no other has by name, by their name without the seed's offset."""
+    """Pair results by case and check; a case whose name only one audit has is paired by its name without the offset."""
     there = _by_case(baseline)
     here = _by_case(current)
     partner = {case: case for case in here if case in there}
@@ -106,9 +106,9 @@ def _without_offset(results: Mapping[str, CheckResult]) -> str:
 
 
 def changes(pairs: Sequence[Pair]) -> Iterator[Change]:
-    """What became of every error that is held to a bound and is no zero on either side.
+    """How every error changed that is held to a bound and is not zero on either side.
 
-    An exact zero is no draw of a rounding error but an equation that holds bit for bit, as a law's two runs may.
+    An exact zero is not a random rounding error: two runs agree bit for bit, as the runs of a law may.
     """
     for pair in pairs:
         before = _by_key(pair.before)

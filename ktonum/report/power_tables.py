@@ -1,4 +1,4 @@
-"""What the planted defects of an audit amount to, in words and small tables; a leaf like `ktonum.report.summary`."""
+"""The planted defects of an audit in words and small tables; a leaf like `ktonum.report.summary`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PowerRow:
 
 @dataclass(frozen=True)
 class BlindSpots:
-    """The defects that a check would have let pass: for each kind in how many tensors of how many planted ones."""
+    """The defects that a check would have missed: for each kind, in how many tensors of those it was planted in."""
 
     check: str
     kinds: tuple[tuple[str, int, int], ...]
@@ -91,7 +91,7 @@ def power_rows(results: Sequence[CheckResult], *, kinds: Sequence[str] | None = 
 
 
 def blind_spots(results: Sequence[CheckResult]) -> tuple[BlindSpots, ...]:
-    """For each check the kinds of defects that it would have let pass somewhere, the likeliest first."""
+    """For each check the kinds of defects that it would have missed somewhere, the likeliest first."""
     spots = []
     for check in checks_of(results):
         planted: dict[str, list[bool]] = {}

@@ -1,4 +1,4 @@
-"""What an audit's results amount to, in words and small tables; terminal and HTML show the same.
+"""An audit's results in words and small tables; terminal and HTML show the same.
 
 A leaf like `ktonum.results`: text and numbers, neither torch nor a terminal.
 """
@@ -94,7 +94,7 @@ def _cell(results: Sequence[CheckResult]) -> tuple[str, str]:
 
 
 def standards(results: Sequence[CheckResult]) -> tuple[tuple[str, str], ...]:
-    """For each standard where it is met and where it is missed, by dtype; results that cannot tell do not count."""
+    """For each standard where it is met and where it is missed, by dtype; INCONCLUSIVE results do not count."""
     lines = []
     for standard in STANDARDS:
         met, missed = [], []
@@ -114,7 +114,7 @@ def standards(results: Sequence[CheckResult]) -> tuple[tuple[str, str], ...]:
 
 
 def findings(results: Sequence[CheckResult]) -> tuple[Finding, ...]:
-    """The failures, those that say the same put together."""
+    """The failures; results that say the same make one finding."""
     found = []
     for check in checks_of(results):
         asked = [r for r in results if r.check == check]
@@ -125,7 +125,7 @@ def findings(results: Sequence[CheckResult]) -> tuple[Finding, ...]:
         if vacuous:
             head = f"{check} is vacuous on {_share(vacuous, asked)}: {reason_words(vacuous[0])}"
             found.append(Finding(check, head, tuple(short_case(r) for r in vacuous[:3]), vacuous[0]))
-    # One exception is often met by every check: said once.
+    # Every check often meets the same exception, which is reported once.
     errors: dict[str, list[CheckResult]] = {}
     for r in results:
         if r.verdict is Verdict.ERROR:

@@ -27,12 +27,12 @@ _STYLES = {
     "INCONCLUSIVE": "yellow",
     "vacuous": "bold red",
 }
-# What a log file is laid out for, which has no width of its own.
+# The width of a log file, which has none of its own.
 _LOG_WIDTH = 120
 
 
 def make_console() -> Console:
-    """A console on standard output, that goes on reaching it while pytest captures what candidates print."""
+    """A console on standard output that still reaches it while pytest captures what candidates print."""
     file, terminal = sys.stdout, sys.stdout.isatty()
     try:
         # Characters that the encoding lacks must not end an audit.
@@ -44,7 +44,7 @@ def make_console() -> Console:
 
 
 class AuditView:
-    """What is seen while an audit runs. A context manager: the progress bar is gone when it ends.
+    """Shows an audit while it runs. A context manager: the progress bar is gone when it ends.
 
     Args:
         console: Where to print.
@@ -86,7 +86,7 @@ class AuditView:
 
 
 def verdict_line(result: CheckResult) -> Text:
-    """Verdict, check, case, worst measurement and power in one line; the reason where it is no PASS."""
+    """Verdict, check, case, worst measurement and power in one line; the reason where it is not PASS."""
     word = "vacuous" if result.vacuous else result.verdict.value
     parts = result.parts
     line = Text()
