@@ -34,6 +34,7 @@ from ktonum.declare.op import Op
 from ktonum.errors import CandidateError
 from ktonum.kernels.audit.kto_op import OP as KTO
 from ktonum.kernels.contract.reference import ReferenceKTOLoss
+from ktonum.report.sentences import reason_words
 from ktonum.results import Verdict
 from rounding_floor import AtItsLimits
 from subjects.op_defects import OPS
@@ -114,7 +115,7 @@ def alarms_of(subject: Subject, op: Op, case: Case) -> Iterator[str]:
         try:
             if check.judge is not None:
                 result = check.judge(context)
-                yield f"{where} {result.reason}" if result.verdict in (Verdict.FAIL, Verdict.ERROR) else ""
+                yield f"{where} {reason_words(result)}" if result.verdict in (Verdict.FAIL, Verdict.ERROR) else ""
                 continue
             probes = () if check.probes is None else check.probes(context)
         except Inapplicable:

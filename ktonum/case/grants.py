@@ -66,12 +66,13 @@ def bound_at_extremes(case: CaseRuns, name: str, own: ErrorBound, standard: Stan
     if not standard.follows_plain(case.dtype) or plain is None:
         return own
     expected = case.oracle.tensors()[name]
-    kind = BoundKind.LARGER if own.source.kind is BoundKind.DERIVED else own.source.kind
-    source = BoundSource(kind, own.source.standard, MEASURED_SCALE, case.case.dtype)
+    of_plain = BoundSource(BoundKind.MEASURED, scale=MEASURED_SCALE, dtype=case.case.dtype)
     if bool((~plain.isfinite() & expected.isfinite()).any()):
         anything = torch.full_like(expected, math.inf)
-        return ErrorBound(anything, anything, own.dtype, source)
+        return ErrorBound(anything, anything, own.dtype, of_plain)
     measured, _ = from_measured_error(actual=plain, expected=expected, scale=MEASURED_SCALE)
+    derived = own.source.kind is BoundKind.DERIVED
+    source = replace(of_plain, kind=BoundKind.LARGER, standard=standard.name) if derived else of_plain
     return replace(
         own,
         independent=torch.maximum(own.independent.double(), measured),
