@@ -51,7 +51,7 @@ def test_a_worker_with_another_plan_ends_the_audit_and_is_named(tmp_path: Path) 
     common = ("--device", "cpu", "--dtype", "fp32", "--only", "forward", "--json", "report.json")
     status, out, err = run(tmp_path, "audit", "throwaway.py:right", *common, "-n", "1")
     assert status == 1, err
-    assert "worker gw0 planned right[N=2,M=1]-fp32-cpu::forward, which this process did not" in out
+    assert "worker gw0 planned right[N=2,M=1]-fp32-cpu::forward, which this process did not" in " ".join(out.split())
     report = Report.from_json(tmp_path / "report.json")
     assert [r.verdict for r in report.results] == [Verdict.ERROR] * 3
 
