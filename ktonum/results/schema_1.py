@@ -73,7 +73,7 @@ def _cause(result: Mapping[str, Any]) -> tuple[str | None, Any]:
     if not isinstance(reason, str):
         return None, reason
     if verdict == "PASS":
-        return None, ""  # of a vacuous check, which its power says
+        return None, "" if reason.startswith("vacuous: ") else reason  # the power says that
     if verdict == "FAIL" and " exceeds " in reason and result.get("localisations"):
         return "beyond_bound", ""  # of the worst measurement
     for beginning, cause in _REASONS.get(str(verdict), ()):

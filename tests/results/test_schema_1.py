@@ -137,6 +137,7 @@ def test_the_gate_knows_which_bounds_follow_the_reference() -> None:
             "the reference has no gradients here",
         ),
         ("PASS", "vacuous: no planted defect, up to 400 %, was flagged", None, ""),
+        ("PASS", "every gradient agrees", None, "every gradient agrees"),
         (
             "FAIL",
             "the candidate returned 'y' of shape (1,)",
