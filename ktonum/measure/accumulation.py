@@ -1,4 +1,4 @@
-"""What the measures accumulate over the blocks of a tensor: sums, the worst element, elements that are not finite."""
+"""Sums, the worst element, and the number of elements that are not finite, accumulated over the blocks of a tensor."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class ErrorSums:
     norms: float = 0.0
 
     def add(self, error: Tensor, expected: Tensor) -> None:
-        """Add a block's elements; both float64, of one shape, finite."""
+        """Add the elements of a block. Both tensors are float64, finite, and of one shape."""
         self.squares += float(error.square().sum())
         self.products += float((error * expected).sum())
         self.norms += float(expected.square().sum())
 
     @property
     def relative_norm(self) -> float:
-        """‖d‖ / ‖e‖; ``inf`` when only e is zero."""
+        """‖d‖ / ‖e‖; ``inf`` if only e is zero."""
         return _ratio(math.sqrt(self.squares), math.sqrt(self.norms))
 
     @property
     def signed_bias(self) -> float:
-        """⟨d, e⟩ / ‖e‖²; ``inf`` when only e is zero."""
+        """⟨d, e⟩ / ‖e‖²; ``inf`` if only e is zero."""
         return _ratio(self.products, self.norms)
 
 
@@ -49,13 +49,13 @@ def _ratio(numerator: float, denominator: float) -> float:
 
 @dataclass
 class Worst:
-    """The largest of many numbers and its flat index: 0 at index 0 unless a number is larger."""
+    """The largest of many numbers and its flat index; 0 at index 0 if no number is larger than 0."""
 
     value: float = 0.0
     place: int = 0
 
     def update(self, numbers: Tensor, start: int) -> None:
-        """Consider a block of numbers, the first of which has the flat index ``start``."""
+        """Take a block of numbers into account; ``start`` is the flat index of its first number."""
         flat = numbers.reshape(-1)
         place = int(flat.argmax())
         if float(flat[place]) > self.value:
@@ -64,18 +64,18 @@ class Worst:
 
 @dataclass
 class Nonfinite:
-    """Elements that are NaN or infinite on one side and not the same on the other.
+    """Elements that are NaN or infinite on one side, and not the same on the other side.
 
     Attributes:
-        count: How many there are.
-        first: The flat index of the first; 0 where there is none.
+        count: The number of such elements.
+        first: The flat index of the first one; 0 if there are none.
     """
 
     count: int = 0
     first: int = 0
 
     def usable(self, actual: Tensor, expected: Tensor, start: int) -> Tensor:
-        """Where both sides of a block are finite, after counting; ``start`` is the flat index of its first element."""
+        """Count, and return where both sides of a block are finite; ``start`` is its first element's flat index."""
         finite = actual.isfinite() & expected.isfinite()
         strange = ~finite & ~same(actual, expected)
         found = int(strange.sum())
@@ -86,5 +86,5 @@ class Nonfinite:
 
 
 def same(actual: Tensor, expected: Tensor) -> Tensor:
-    """Where elements are equal, or both NaN."""
+    """Where elements are equal, or both are NaN."""
     return (actual == expected) | (actual.isnan() & expected.isnan())

@@ -1,4 +1,4 @@
-"""What a bound grants a tensor, and how far a tensor is from what it should be: by element, in norm, in projection."""
+"""The errors that a bound grants a tensor, and the tensor's own error: by element, in norm and in projection."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ktonum.results import Measurement
 
 __all__ = ["GrantedErrors", "granted", "same_if_not_finite"]
 
-# Of tensors up to this size what is granted is kept: planted defects are measured against it dozens of times, and to
-# derive it takes longer than to measure. No more than a block of `ktonum.measure.comparison.blocks`.
+# For tensors up to this size the granted errors are kept. Planted defects are compared with them dozens of times, and
+# computing them takes longer than measuring. At most the size of a block of `ktonum.measure.comparison.blocks`.
 _KEPT = 2**20
 
 
 def same_if_not_finite(actual: Tensor, expected: Tensor, independent: Tensor, dtype: torch.dtype) -> Tensor:
-    """Where something not finite is no error: the same on both sides, as a number too large is rounded, or granted."""
+    """Where an element that is not finite is not an error: it is the rounded right value, or any error is granted."""
     rounded = expected.to(dtype).double()
     same = ~rounded.isfinite() & ((actual == rounded) | (actual.isnan() & rounded.isnan()))
     return same | independent.isinf()
@@ -32,19 +32,20 @@ def same_if_not_finite(actual: Tensor, expected: Tensor, independent: Tensor, dt
 def granted(
     expected: Tensor, independent: Tensor, coherent: Tensor, bound: ErrorBound, confidence: float, scale: float
 ) -> Tensor:
-    """The largest error granted to each element of ``expected``; flat, float64."""
+    """The largest granted error of each element of ``expected``; flat, float64."""
     return scale * (confidence * independent + coherent + bound.final_rounding(expected))
 
 
 @dataclass(frozen=True)
 class _Block:
-    """What is granted to a stretch of elements, whatever they turn out to be.
+    """The errors granted to a block of elements, which do not depend on the candidate.
 
     Attributes:
         expected: Flat, float64; 0 where an element is left out.
-        tolerance: The largest error granted to each element.
-        sums: Over the elements, over powers of `GrantedErrors.unit`: e², a², c², (a e)², c |e|, r e, with the amplitude
-            a of independent errors, rounding included, the bound c on coherent ones, and the error r of rounding e.
+        tolerance: The largest granted error of each element.
+        sums: Sums over the elements of e², a², c², (a e)², c |e| and r e, each divided by a power of
+            `GrantedErrors.unit`. Here e is the right value, a the amplitude of independent errors including the final
+            rounding, c the bound on coherent errors, and r the error of rounding e.
     """
 
     expected: Tensor
@@ -53,14 +54,14 @@ class _Block:
 
 
 class GrantedErrors:
-    """A tensor's bound, and the three measures held against it.
+    """A tensor's bound, and the three measures that are compared with it.
 
     Attributes:
-        expected: The right values, the tensor's shape.
+        expected: The right values, in the tensor's shape.
         bound: Their bound.
         scale: Multiplies the bound.
-        unit: A power of two near the largest magnitude: sums of squares would underflow where softmax gives 1e-170,
-            and a power of two changes no ratio.
+        unit: A power of two near the largest magnitude. Sums are in this unit, because squares of values such as
+            1e-170, which softmax gives, would underflow. A power of two does not change ratios.
     """
 
     def __init__(self, expected: Tensor, bound: ErrorBound, scale: float) -> None:
@@ -71,14 +72,14 @@ class GrantedErrors:
 
     @property
     def kept(self) -> bool:
-        """Whether the tensor is small enough that what it is granted is kept."""
+        """Whether the tensor is small enough to keep its granted errors."""
         return self.expected.numel() <= _KEPT
 
     @cached_property
     def unit(self) -> float:
-        """See the class. No less than what the dtype can tell from zero, nor than what float64 can square.
+        """See the class. At least the dtype's smallest number, and a number whose square float64 can store.
 
-        Rounding errors and bounds, which are the larger ones there, would overflow in its place.
+        In a smaller unit, rounding errors and bounds would overflow, because they are larger than the values there.
         """
         largest = max(
             (float(t.double().nan_to_num(0.0, 0.0, 0.0).abs().amax()) for _, (t,) in blocks(self.expected)), default=0.0
@@ -89,7 +90,7 @@ class GrantedErrors:
 
     @cached_property
     def _whole(self) -> _Block | None:
-        """All elements as one block, where it is kept and none may have to be left out."""
+        """All elements as one block; None if it is not kept, or if elements may have to be left out."""
         if not self.kept or not self.expected.numel():
             return None
         e, i, c = (t.reshape(-1).double() for t in (self.expected, self._own, self._shared))
@@ -101,8 +102,8 @@ class GrantedErrors:
         by_element = confidence(self.expected.numel())
         tolerance = granted(expected, independent, coherent, self.bound, by_element, self.scale)
         rounding = self.bound.final_rounding(expected)
-        # Gradients of half float16's smallest number are rounded to zero, all in one direction: what rounding the right
-        # values does to their projection is known, and no matter of chance.
+        # Rounding may move all values in one direction: gradients of half float16's smallest number become zero. The
+        # projection of the rounding errors of the right values is known, so it does not count as chance.
         rounded = expected.to(self.bound.dtype).double() - expected
         rounded = torch.where(rounded.isfinite(), rounded, 0.0)
         e, i, c, rounding, r = (t / self.unit for t in (expected, independent, coherent, rounding, rounded))
@@ -111,16 +112,16 @@ class GrantedErrors:
         return _Block(expected, tolerance, tuple(torch.stack([t.sum() for t in summed]).tolist()))
 
     def _block(self, actual: Tensor, expected: Tensor, own: Tensor, shared: Tensor) -> tuple[Tensor, _Block]:
-        """``actual`` and what it is granted, without the elements that are no error although they are not finite."""
+        """``actual`` and its granted errors, both without the elements that are not finite and not wrong."""
         e, i, c = expected.double(), own.double(), shared.double()
         same = same_if_not_finite(actual, e, i, self.bound.dtype)
         actual, e, i, c = (torch.where(same, 0.0, t) for t in (actual, e, i, c))
         return actual, self._granted(e, i, c)
 
     def measure(self, tensor: str, actual: Tensor, context: str = "") -> tuple[Measurement, ...]:
-        """The measures ``element``, ``relative_norm`` and ``signed_bias`` of ``actual``, which is called ``tensor``.
+        """The measures ``element``, ``relative_norm`` and ``signed_bias`` of ``actual``, whose name is ``tensor``.
 
-        The last two are left out where everything expected is zero.
+        The last two are left out if all right values are zero.
         """
         worst = Worst()
         squares = products = 0.0
@@ -130,7 +131,7 @@ class GrantedErrors:
             if block is None:
                 a, block = self._block(a, e, i, c)
             error = a - block.expected
-            # NaN compares false with everything: it must come out as the worst element. 0/0 is no error.
+            # NaN compares false with everything, but must be the worst element. 0/0 is not an error.
             use = (error.abs() / block.tolerance).nan_to_num_(nan=math.inf, posinf=math.inf).masked_fill_(error == 0, 0)
             worst.update(use, start)
             error /= self.unit
@@ -142,7 +143,7 @@ class GrantedErrors:
         place_of_worst = unravelled(worst.place, actual.shape)
         of_element = measured("element", worst.value, 1.0, "bound", where=place_of_worst)
         norms, variance, coherent_squares, projected_variance, projected_coherent, projected_rounding = sums
-        # Less than that is zero in the tensor's dtype, and has lost its digits here.
+        # A smaller norm is zero in the tensor's dtype, and its digits are lost here.
         if norms <= torch.finfo(torch.float64).tiny:
             return (of_element,)
         norm = math.sqrt(norms)

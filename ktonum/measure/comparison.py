@@ -1,4 +1,4 @@
-"""Error measures between a result and its oracle. No thresholds here: see `ktonum.bounds` for those."""
+"""Error measures between a result and its oracle, without thresholds. `ktonum.bounds` has those."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ktonum.measure.accumulation import ErrorSums, Nonfinite, Worst
 
 __all__ = ["Comparison", "blocks", "compare", "unravelled"]
 
-# Elements compared at a time: float64 temporaries of a 151,936 × 4,096 gradient would not fit beside it.
+# Number of elements compared at a time. Float64 copies of a whole 151,936 × 4,096 gradient would not fit into memory.
 _BLOCK = 2**24
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far ``actual`` is from ``expected``; all figures are pure numbers.
+    """How far ``actual`` is from ``expected``; all figures are plain numbers.
 
     Attributes:
-        relative_norm: ‖actual − expected‖ / ‖expected‖, Euclidean; ``inf`` when only ``expected`` is zero.
+        relative_norm: ‖actual − expected‖ / ‖expected‖, Euclidean; ``inf`` if only ``expected`` is zero.
         signed_bias: ⟨actual − expected, expected⟩ / ⟨expected, expected⟩: the share of the error that does not average
-            out. 0.01 means one per cent too long.
+            out. 0.01 means that ``actual`` is one per cent too large.
         max_absolute: The largest |actual − expected|.
-        max_ulp: The largest error in units of the last place that ``dtype`` has at ``expected``.
-        worst_index: Where ``max_ulp`` is reached.
-        nonfinite: Elements that are NaN or infinite in one of the two and not the same in the other; if there are
-            any, all errors are ``inf`` and ``worst_index`` is the first of them.
-        elements: How many elements were compared.
+        max_ulp: The largest error in units in the last place, those of ``dtype`` at ``expected``.
+        worst_index: The index of the element with the error ``max_ulp``.
+        nonfinite: The number of elements that are NaN or infinite in one tensor and not the same in the other. If it is
+            not zero, all errors are ``inf`` and ``worst_index`` is the first such element.
+        elements: The number of elements compared.
     """
 
     relative_norm: float
@@ -46,7 +46,7 @@ class Comparison:
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-    """Equal stretches of the flattened tensors, with the offset of each."""
+    """The same blocks of the flattened tensors, each with its offset."""
     flat = [t.reshape(-1) for t in tensors]
     for start in range(0, flat[0].numel(), _BLOCK):
         yield start, tuple(f[start : start + _BLOCK] for f in flat)
@@ -57,15 +57,15 @@ def compare(*, actual: Tensor, expected: Tensor, dtype: torch.dtype | str | None
 
     Args:
         actual: The result under audit, any floating dtype.
-        expected: The oracle, same shape; float64 to be of use.
-        dtype: The dtype whose units in the last place ``max_ulp`` counts; default that of ``actual``.
+        expected: The oracle, in the same shape; it should be float64.
+        dtype: The dtype whose units in the last place ``max_ulp`` counts; by default that of ``actual``.
 
     Raises:
-        InputError: Shapes differ, or a tensor is not floating.
+        InputError: Shapes differ, a tensor is not floating, or the dtype's name is unknown.
     """
     if actual.shape != expected.shape:
         raise InputError(
-            f"actual has shape {tuple(actual.shape)} and expected {tuple(expected.shape)}: compare like with like"
+            f"actual has shape {tuple(actual.shape)} and expected {tuple(expected.shape)}: pass tensors of one shape"
         )
     if not (actual.is_floating_point() and expected.is_floating_point()):
         raise InputError(f"actual is {actual.dtype} and expected {expected.dtype}: pass floating tensors")
@@ -97,9 +97,9 @@ def compare(*, actual: Tensor, expected: Tensor, dtype: torch.dtype | str | None
 
 
 def unravelled(flat: int, shape: torch.Size) -> tuple[int, ...]:
-    """The index, in row-major order, of the ``flat``-th element of a tensor of that shape.
+    """The index of the element with the flat index ``flat``, in row-major order, in a tensor of that shape.
 
-    Without `torch.unravel_index`, which takes half as long as all three measures of a small tensor.
+    `torch.unravel_index` is slower: it takes half as long as all three measures of a small tensor.
     """
     index = []
     for size in reversed(shape):

@@ -1,15 +1,17 @@
-r"""Errors counted in roundings: scale-free measures of a result, and what a model of its errors grants them.
+r"""Errors counted in roundings: measures that do not depend on the scale of a result, and bounds from an error model.
 
-Errors are counted in roundings of the output's dtype, known from the oracle alone, so that no measure knows an absolute
-size. With the error :math:`d = actual - expected`, half a unit in the last place at the oracle :math:`h`, and at the
-element's typical size :math:`h_r`:
+The unit is a rounding in the output's dtype. It follows from the oracle alone, so no measure depends on an absolute
+size. The measures use the error :math:`d = actual - expected` and two halves of a unit in the last place: :math:`h` at
+the oracle, and :math:`h_r` at the element's typical size :math:`r`:
 
-- ``element``: :math:`\max_i |d_i| / (h_i + h_{r,i})`, unit ``half_ulp``. An element is as wrong as the terms that were
-  added to make it, which may cancel: the typical size :math:`r` is its row's root mean square, times its column's
-  share where that is above average. A small row is thus held to its own size, and an exactly zero one to zero.
-- ``relative_norm``: :math:`\|d\| / \|h\|`, unit ``rounding_norm``; of one rounding it is :math:`1/\sqrt 3`.
-- ``signed_bias``: :math:`|\langle d, e \rangle| / (\|h\| \|e\|)` with the oracle :math:`e`, unit ``rounding_norm``:
-  what does not average out. Truncating for rounding gives about 1 at any size, rounding gives :math:`1/\sqrt{3n}`.
+- ``element``: :math:`\max_i |d_i| / (h_i + h_{r,i})`, unit ``half_ulp``. An element is a sum of terms that may cancel,
+  and its error has the size of the terms. The typical size :math:`r` stands for them. It is the root mean square of the
+  element's row, times the share of its column if that is above average. So a small row is compared with its own size,
+  and a row of exact zeros with zero.
+- ``relative_norm``: :math:`\|d\| / \|h\|`, unit ``rounding_norm``. One rounding gives :math:`1/\sqrt 3`.
+- ``signed_bias``: :math:`|\langle d, e \rangle| / (\|h\| \|e\|)` with the oracle :math:`e`, unit ``rounding_norm``.
+  This part of the error does not average out. Truncation gives about 1 for any number n of elements, and rounding gives
+  about :math:`1/\sqrt{3n}`.
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ __all__ = [
     "measure_errors",
 ]
 
-# Elements at a time: a dozen float64 temporaries of this many are alive at once.
+# Number of elements at a time. A dozen float64 tensors of this size are in memory at once.
 _BLOCK = 2**22
-# Fewer elements than this have no error to average, see `ktonum.measure.probe`.
+# Errors of fewer elements than this do not average out, see `ktonum.measure.probe`.
 _ENOUGH_TO_AVERAGE = 64
 _TINY = torch.finfo(torch.float64).tiny
 
@@ -52,10 +54,11 @@ class Errors:
     """What `measure_errors` found.
 
     Attributes:
-        values: By measure; ``inf`` throughout where an element is wrongly NaN or infinite.
-        signed: The signed bias relative to the oracle: −0.0028 is 0.28 % too short.
+        values: By measure; all are ``inf`` if an element is wrongly NaN or infinite.
+        signed: The signed bias relative to the oracle: −0.0028 means 0.28 % too small.
         norm: ‖actual − expected‖ / ‖expected‖.
-        worst: Index of the worst element, or of the first of the ``nonfinite`` that wrongly are NaN or infinite.
+        worst: Index of the worst element, or of the first one that is wrongly NaN or infinite.
+        nonfinite: The number of elements that are wrongly NaN or infinite.
     """
 
     values: Mapping[str, float]
@@ -67,14 +70,14 @@ class Errors:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Some rows of the matrix that the oracle's leading dims are flattened to, float64."""
+    """Some rows of the oracle as a float64 matrix, whose rows are all leading dims together."""
 
     rows: slice
     expected: Tensor  # 0 where not finite
     typical: Tensor  # r
     half_ulp: Tensor  # h
     unit: Tensor  # h + h_r
-    scale: float  # the oracle's largest element: squares of gradients of 1e-170 would vanish
+    scale: float  # the oracle's largest element; without it, squares of gradients of 1e-170 would be zero
 
     def of(self, tensor: Tensor) -> Tensor:
         """The same rows of another tensor of the oracle's shape."""
@@ -100,8 +103,8 @@ def _stretches(expected: Tensor, dtype: torch.dtype) -> Iterator[Stretch]:
         squares = (part(rows) / largest).square()
         by_row[rows] = squares.mean(1, keepdim=True)
         by_column += squares.sum(0, keepdim=True) / count
-    # A matrix product's element (i, j) errs in proportion to ‖a_i‖ ‖b_j‖. Columns only raise the row's size: estimated
-    # from few rows, a column's own may be small by luck.
+    # The error of a matrix product's element (i, j) is proportional to ‖a_i‖ ‖b_j‖. A column can only raise the row's
+    # size, because a column's size that is estimated from few rows may be small by luck.
     share = (by_column / by_column.mean().clamp(min=_TINY)).clamp(min=1.0)
     for rows in blocks:
         e, typical = part(rows), (by_row[rows] * share).sqrt() * largest
@@ -110,9 +113,9 @@ def _stretches(expected: Tensor, dtype: torch.dtype) -> Iterator[Stretch]:
 
 
 def measure_errors(*, actual: Tensor, expected: Tensor, stored: torch.dtype) -> Errors:
-    """Measure ``actual`` against the float64 oracle of the same shape, in roundings of ``stored``; no thresholds.
+    """Measure ``actual`` against the float64 oracle of the same shape, in roundings of ``stored``, without thresholds.
 
-    Elements that are NaN in both, or the same infinity, agree and are left out; there must be others.
+    Elements that are NaN in both, or the same infinity, agree and are left out. There must be other elements.
     """
     sums, worst, nonfinite, finite, roundings = ErrorSums(), Worst(), Nonfinite(), 0, 0.0
     for s in _stretches(expected, stored):
@@ -120,7 +123,7 @@ def measure_errors(*, actual: Tensor, expected: Tensor, stored: torch.dtype) -> 
         usable = nonfinite.usable(a, s.of(expected), start)
         finite += int(usable.sum())
         error = torch.where(usable, a - s.expected, 0.0)
-        # 0/0 is no error, and an error that is divided by zero is the worst.
+        # 0/0 is not an error. Another error that is divided by zero is the worst.
         worst.update(torch.where(error == 0, 0.0, error.abs() / s.unit), start)
         sums.add(error / s.scale, s.expected / s.scale)
         roundings += float((torch.where(usable, s.half_ulp, 0.0) / s.scale).square().sum())
@@ -139,7 +142,7 @@ def measure_errors(*, actual: Tensor, expected: Tensor, stored: torch.dtype) -> 
 
 
 def exceeding_elements(*, actual: Tensor, expected: Tensor, stored: torch.dtype, tolerance: float) -> Tensor:
-    """Where the measure ``element`` is beyond ``tolerance``, NaN and infinities too; bool, the tensors' shape."""
+    """Where the measure ``element`` is beyond ``tolerance``, also by NaN or infinities; bool, the tensors' shape."""
     found = torch.zeros(actual.shape, dtype=torch.bool)
     for s in _stretches(expected, stored):
         a, given = s.of(actual), s.of(expected)
@@ -148,9 +151,10 @@ def exceeding_elements(*, actual: Tensor, expected: Tensor, stored: torch.dtype,
 
 
 def derived_tolerances(*, expected: Tensor, stored: torch.dtype, model: Model) -> dict[str, float]:
-    """Bounds on the measures of a result in ``stored``, given its errors before the final rounding by ``model``.
+    """Bounds on the measures of a result in ``stored``; ``model`` gives its errors before the final rounding.
 
-    The model maps each block to (independent, coherent) errors as in `ktonum.bounds.ErrorBound`; expected is float64.
+    The model maps each block to (independent, coherent) errors as in `ktonum.bounds.ErrorBound`. ``expected`` is
+    float64.
     """
     count = expected.numel()
     by_element = confidence(count)
@@ -174,7 +178,7 @@ def derived_tolerances(*, expected: Tensor, stored: torch.dtype, model: Model) -
 
 
 def applicable_measures(count: int) -> list[str]:
-    """Measures that say something of ``count`` elements: one has no norm beside itself, few do not average out."""
+    """The measures that make sense for ``count`` elements: one element needs no norm, and few do not average out."""
     return [
         m for m, least in (("element", 1), ("relative_norm", 2), ("signed_bias", _ENOUGH_TO_AVERAGE)) if count >= least
     ]

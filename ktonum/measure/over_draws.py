@@ -1,4 +1,4 @@
-"""How wrong an implementation is elsewhere: its errors on further draws of a case's inputs."""
+"""The errors of an implementation on further draws of a case's inputs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["DrawnError", "drawn_errors", "root_mean_square", "typical_errors"]
 
 @dataclass(frozen=True)
 class DrawnError:
-    """A tensor's error on one draw of the inputs: its norm, and that over the oracle's norm."""
+    """A tensor's error on one draw of the inputs: its norm, and its norm divided by the oracle's norm."""
 
     absolute: float
     relative: float
 
     @classmethod
     def of(cls, actual: Tensor, expected: Tensor) -> DrawnError:
-        """The error of ``actual``, infinite where it is NaN; relative to a tensor that should be zero it is NaN."""
+        """The error of ``actual``: infinite if it is NaN. The relative error is NaN if ``expected`` is zero."""
         norm, error = float(expected.double().norm()), float((actual.double() - expected.double()).norm())
         error = math.inf if math.isnan(error) else error
         return cls(error, error / norm if norm > 0 else math.nan)
@@ -40,8 +40,8 @@ def drawn_errors(
 ) -> dict[str, list[DrawnError]]:
     """Errors by tensor of ``function`` in ``dtype``, one for each run, against ``reference`` in float64.
 
-    A tensor that should be zero or is not finite in the oracle says nothing, and such runs are left out of it. One that
-    is not finite though the oracle's is, is infinitely wrong. What ``function`` lacks has no errors.
+    A run is left out for a tensor that is zero or not finite in the oracle. The error is infinite if the tensor is not
+    finite and the oracle's is. Tensors that ``function`` does not return have no errors.
     """
     errors: dict[str, list[DrawnError]] = {}
     for run in runs:
@@ -60,8 +60,9 @@ def typical_errors(
 ) -> dict[str, float]:
     """Relative errors by tensor: root mean squares over draws.
 
-    One number's own error says little of its size: it may be zero by luck. Where an output may cancel to nothing, its
-    error need not follow its value: there, at least the errors' own root mean square over the value it has ``here``.
+    The error of one number in one draw says little, because it may be zero by luck. The error of a cancelling output
+    need not follow its value. For such an output the result is at least the root mean square of the absolute errors,
+    divided by the norm that the output has ``here``.
     """
     typical = {}
     for name, found in errors.items():
@@ -76,5 +77,5 @@ def typical_errors(
 
 
 def root_mean_square(numbers: Sequence[float]) -> float:
-    """√mean(x²) of one number or more."""
+    """√mean(x²) of at least one number."""
     return math.sqrt(sum(x * x for x in numbers) / len(numbers))

@@ -1,4 +1,4 @@
-"""Probes: one tensor under audit and how it is measured. They measure and do not decide."""
+"""A probe is one tensor under audit and the way to measure it. Probes do not decide."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ktonum.results import BoundKind, BoundSource, Measurement
 
 __all__ = ["ENOUGH_TO_AVERAGE", "Expectation", "Probe", "bounded_probe", "equality_probe"]
 
-#: Fewer elements than this have no error to average: the projection would repeat the norm.
+#: Errors of fewer elements than this do not average out, so the projection would say the same as the norm.
 ENOUGH_TO_AVERAGE = 64
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a tensor should be, element by element, and how far from it it may be.
+    """The right values of a tensor, and how far from them it may be.
 
     Attributes:
-        expected: The right values, the tensor's shape.
-        bound: Its bound; None where every element must be equal.
+        expected: The right values, in the tensor's shape.
+        bound: Their bound; None if every element must be equal.
         scale: Multiplies the bound.
-        elements: How many elements the bound has to hold for at once; None for as many as there are here.
+        elements: The number of elements for which the bound must hold at once; None for the number of elements here.
     """
 
     expected: Tensor
@@ -36,7 +36,7 @@ class Expectation:
     elements: int | None = None
 
     def narrowed(self, start: int, length: int) -> Expectation:
-        """The same of ``length`` entries of the first dimension, from ``start`` on."""
+        """The same for ``length`` entries of the first dimension, from ``start`` on."""
         bound = self.bound
         if bound is not None:
             independent, coherent = (t.narrow(0, start, length) for t in (bound.independent, bound.coherent))
@@ -45,7 +45,7 @@ class Expectation:
         return Expectation(self.expected.narrow(0, start, length), bound, self.scale, elements)
 
     def tolerance(self) -> Tensor:
-        """The largest error that the measure ``element`` grants each element; float64, the tensor's shape."""
+        """The largest error that the measure ``element`` grants each element; float64, in the tensor's shape."""
         flat = self.expected.detach().double().reshape(-1)
         if self.bound is None:
             return torch.zeros_like(flat).view(self.expected.shape)
@@ -54,7 +54,7 @@ class Expectation:
         return within.view(self.expected.shape)
 
     def agrees(self, actual: Tensor) -> Tensor:
-        """Where an element is no error at all, although it may not be a number: bool, the tensor's shape."""
+        """Where an element is right, including NaN and infinities that are right; bool, in the tensor's shape."""
         actual, expected = actual.detach(), self.expected.detach()
         if self.bound is None:
             return (actual == expected) | ((actual != actual) & (expected != expected))
@@ -69,9 +69,10 @@ class Probe:
     Attributes:
         tensor: The tensor's name, e.g. ``grad_weight``.
         actual: The tensor as the candidate made it; planted defects start from it.
-        measure: Measurements of such a tensor under a standard, by that standard's name.
-        expectation: What the tensor is held against under a standard; None where that is more than one tensor.
-        context: Under which circumstances it was made, as in `Measurement`.
+        measure: Takes such a tensor and the name of a standard, and returns measurements.
+        expectation: Takes the name of a standard, and returns the right values and their bound. None if the tensor is
+            compared with more than one tensor.
+        context: The circumstances in which it was made, as in `Measurement`.
     """
 
     tensor: str
@@ -91,16 +92,16 @@ def bounded_probe(
     enough: int | None = ENOUGH_TO_AVERAGE,
     context: str = "",
 ) -> Probe:
-    """Hold ``actual`` against ``expected`` by element, in norm and in projection.
+    """Compare ``actual`` with ``expected`` by element, in norm and in projection.
 
     Args:
         tensor: The tensor's name.
         actual: The candidate's tensor.
-        expected: What it should be, same shape; compared in float64.
-        bound: The bound under a standard.
-        scale: Multiplies the bound, e.g. 2 when ``expected`` is a run of the candidate itself.
-        enough: Fewer elements than this are not projected; None: none are.
-        context: Under which circumstances the tensor was made, as in `Measurement`.
+        expected: The right values in the same shape; compared in float64.
+        bound: Takes the name of a standard, and returns the bound.
+        scale: Multiplies the bound, e.g. by 2 if ``expected`` is a run of the candidate itself.
+        enough: A tensor with fewer elements has no measure ``signed_bias``; None: it never has one.
+        context: The circumstances in which the tensor was made, as in `Measurement`.
     """
 
     known: dict[str, GrantedErrors] = {}
@@ -130,15 +131,15 @@ def equality_probe(
     measure: str = "differing_elements",
     context: str = "",
 ) -> Probe:
-    """Every element of ``actual`` equals ``expected`` bit for bit (NaN equals NaN).
+    """Count the elements of ``actual`` that differ from ``expected`` in any bit. NaN equals NaN.
 
     Args:
         tensor: The tensor's name.
         actual: The candidate's tensor.
-        expected: What it should be, same shape.
-        law: Why they must be equal, in words.
-        measure: What the number of elements that differ is called.
-        context: Under which circumstances the tensor was made, as in `Measurement`.
+        expected: The right values in the same shape.
+        law: The reason why they must be equal, in words that follow "must be exact:".
+        measure: The name of the number of elements that differ.
+        context: The circumstances in which the tensor was made, as in `Measurement`.
     """
     source = BoundSource(BoundKind.EXACT, text=law)
 

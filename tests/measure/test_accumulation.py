@@ -1,4 +1,4 @@
-"""Sums, worst elements and elements that are not finite, whatever the blocks."""
+"""Sums, the worst element and elements that are not finite do not depend on the blocks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_elements_that_differ_where_one_is_not_finite_are_counted_from_the_first
     assert found == Nonfinite(2, 4)
 
 
-def test_ratios_of_nothing_to_nothing_are_zero_and_of_something_to_nothing_infinite() -> None:
+def test_zero_over_zero_is_zero_and_other_numbers_over_zero_are_infinite() -> None:
     assert (ErrorSums().relative_norm, ErrorSums().signed_bias) == (0.0, 0.0)
     sums = ErrorSums()
     sums.add(torch.tensor([3.0]), torch.tensor([0.0]))

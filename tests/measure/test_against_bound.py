@@ -1,4 +1,4 @@
-"""What is granted where the rounding of the right values itself is a bias: gradients near the smallest subnormal."""
+"""Granted errors near the smallest subnormal, where rounding the right values once causes a bias."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ktonum.results import BoundKind, BoundSource
 
 
 def small_gradients() -> Tensor:
-    """Of half float16's smallest number: rounding to nearest makes most of them zero. In two blocks of elements."""
+    """Values near half of float16's smallest number, mostly rounded to zero, and too many to be kept."""
     generator = torch.Generator().manual_seed(0)
-    # Numbers of float32: PyTorch rounds float64 to float16 by way of it.
+    # Float32 numbers, because PyTorch rounds float64 to float32 before it rounds to float16.
     return (torch.randn(2**21, generator=generator) * 3e-8).double()
 
 
@@ -24,7 +24,7 @@ def beyond(expected: Tensor, actual: Tensor) -> list[str]:
     return [m.name for m in granted.measure("gradient", actual) if not m.within]
 
 
-def test_one_rounding_of_the_right_values_is_granted_whatever_it_does_to_their_length() -> None:
+def test_one_rounding_of_the_right_values_is_granted_although_it_changes_their_norm() -> None:
     expected = small_gradients()
     actual = expected.half()
     bias = float(((actual.double() - expected) * expected).sum() / expected.square().sum())
@@ -33,12 +33,12 @@ def test_one_rounding_of_the_right_values_is_granted_whatever_it_does_to_their_l
 
 
 @pytest.mark.parametrize("factor", [0.95, 1.05])
-def test_values_of_another_length_are_not(factor: float) -> None:
+def test_scaled_values_are_not_granted(factor: float) -> None:
     expected = small_gradients()
     assert "gradient/signed_bias" in beyond(expected, (factor * expected).half())
 
 
-def test_truncation_is_not_where_numbers_are_normal() -> None:
+def test_truncation_of_normal_numbers_is_not_granted() -> None:
     expected = (small_gradients().float() * 1e6).double()
     assert not beyond(expected, expected.half())
     truncated = (expected.half().view(torch.int16) & -2).view(torch.float16)

@@ -1,4 +1,4 @@
-"""The error measures against figures worked out by hand."""
+"""The error measures, compared with figures computed by hand."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def test_relative_norm_is_that_of_the_error_over_that_of_the_expected() -> None:
 
 
 @pytest.mark.parametrize("factor", [1.01, 0.5, -1.0, 1 - 2**-20])
-def test_signed_bias_is_the_share_by_which_all_is_too_long(factor: float) -> None:
+def test_signed_bias_is_the_share_by_which_all_values_are_too_large(factor: float) -> None:
     expected = torch.linspace(-3.0, 5.0, 1000, dtype=torch.float64)
     found = compare(actual=factor * expected, expected=expected)
     assert found.signed_bias == pytest.approx(factor - 1, rel=1e-9)
     assert found.relative_norm == pytest.approx(abs(factor - 1), rel=1e-9)
 
 
-def test_signed_bias_does_not_see_an_error_across() -> None:
+def test_signed_bias_does_not_see_an_orthogonal_error() -> None:
     found = compare(actual=_doubles(1.0, 0.25), expected=_doubles(1.0, 0.0))
     assert found.signed_bias == 0.0 and found.relative_norm == 0.25
 
@@ -49,7 +49,7 @@ def test_signed_bias_does_not_see_an_error_across() -> None:
 def test_an_ulp_is_that_of_the_dtype_at_the_expected(dtype: str) -> None:
     unit = torch_dtype(dtype)
     eps = torch.finfo(unit).eps
-    # Above 1 an ulp is eps, just below it half of that, above 1024 it is 1024 of them.
+    # Above 1 an ulp is eps, just below 1 it is eps / 2, and above 1024 it is 1024 eps.
     for at, ulp in ((1.0, eps), (0.75, eps / 2), (1024.0, 1024 * eps), (-3.0, 2 * eps)):
         found = compare(actual=_doubles(at + 3 * ulp), expected=_doubles(at), dtype=dtype)
         assert found.max_ulp == pytest.approx(3.0)
@@ -75,7 +75,7 @@ def test_the_worst_index_is_that_of_the_largest_error_in_ulps() -> None:
     expected = torch.full((3, 4, 5), 1.0, dtype=torch.float64)
     expected[2, 0, 3] = 1000.0
     actual = expected.clone()
-    actual[2, 0, 3] += 1e-6  # the larger error, and the smaller one in units of the last place
+    actual[2, 0, 3] += 1e-6  # larger in absolute terms, but smaller in units in the last place
     actual[1, 3, 2] += 1e-7
     found = compare(actual=actual, expected=expected)
     assert found.worst_index == (1, 3, 2)
@@ -103,7 +103,7 @@ def test_a_zero_oracle_makes_any_error_infinite() -> None:
 
 @pytest.mark.parametrize("strange", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("side", ["actual", "expected"])
-def test_what_is_not_finite_on_one_side_is_an_infinite_error(strange: float, side: str) -> None:
+def test_an_element_that_is_not_finite_on_one_side_is_an_infinite_error(strange: float, side: str) -> None:
     tensors = {"actual": torch.ones(2, 3), "expected": torch.ones(2, 3)}
     tensors[side][1, 0] = tensors[side][1, 2] = strange
     found = compare(actual=tensors["actual"], expected=tensors["expected"])
@@ -172,7 +172,9 @@ def test_gradients_in_flight_are_measured_as_values() -> None:
         (lambda: compare(actual=torch.ones(2), expected=torch.ones(2), dtype="bf17"), ("bf17", "bf16")),
     ],
 )
-def test_what_cannot_be_compared_is_refused(call: Callable[[], Comparison], fragments: tuple[str, ...]) -> None:
+def test_tensors_that_cannot_be_compared_are_refused(
+    call: Callable[[], Comparison], fragments: tuple[str, ...]
+) -> None:
     with pytest.raises(InputError) as caught:
         call()
     for fragment in fragments:
