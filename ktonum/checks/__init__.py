@@ -1,4 +1,4 @@
-"""The checks: one property a file. This registry is the only place that knows them all."""
+"""The checks, one in each file. Only this module knows all of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ktonum.errors import UsageError
 
 __all__ = ["CHECKS", "Check", "Inapplicable", "checks_for"]
 
-#: Checks that any op gets, in the order they are reported.
+#: The checks of every op, in the order of the reports.
 CHECKS: tuple[Check, ...] = (
     forward.CHECK,
     gradients.CHECK,
@@ -54,7 +54,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def checks_for(op: Op, case: Case) -> tuple[Check, ...]:
-    """The checks to run on a case: all that apply, or those its point names.
+    """The checks to run on a case: all that apply, or only the ones that its point names.
 
     Raises:
         UsageError: The point names a check that does not exist.

@@ -1,8 +1,9 @@
-"""Under autocast the candidate is no worse than plain PyTorch under the same autocast.
+"""Under autocast the candidate is not worse than plain PyTorch under the same autocast.
 
-Each tensor is held to the plain one's error on the case itself, and their errors over several draws of the inputs to
-each other. One number, as a loss is, says little of either: a candidate that adds up log-probabilities in bfloat16 errs
-25 times as much as plain PyTorch, which one case in thirty showed by its own errors alone.
+Each tensor is compared with plain PyTorch's error on the case itself. The errors of both are also compared over several
+draws of the inputs, because one error of one number, such as a loss, says little. For example, a candidate that adds up
+log-probabilities in bfloat16 is 25 times as wrong as plain PyTorch, but only one case in thirty shows it by its own
+errors.
 """
 
 from __future__ import annotations
@@ -33,15 +34,16 @@ from ktonum.results import BoundKind, BoundSource, Measurement
 __all__ = ["CHECK"]
 
 _DTYPE = torch.bfloat16
-# Further draws of the inputs. Plain runs are quick; the candidate's kernels may run in an interpreter.
+# Further draws of the inputs. Plain PyTorch is fast, but the candidate's kernels may run in an interpreter.
 _PLAIN_DRAWS, _CANDIDATE_DRAWS = 32, 4
-# Of root mean squares over draws less slack is needed than of one draw's largest element: twice plain PyTorch's error,
-# as in FlashAttention's tests (Dao-AILab/flash-attention, test_flash_attn.py). Right candidates used 0.26 of the bound.
+# A root mean square over draws needs less slack than the largest element of one draw. Twice plain PyTorch's error is
+# also allowed in FlashAttention's tests (Dao-AILab/flash-attention, test_flash_attn.py). Right candidates used 0.26 of
+# the bound.
 _GRANTED_OVER_DRAWS = 2.0
 
 
 def _under_autocast(function: Callable[..., Any], device: str) -> Callable[..., Any]:
-    """The forward alone runs under autocast, as torch asks for."""
+    """Only the forward runs under autocast, as PyTorch's documentation asks."""
 
     def run(**inputs: Any) -> Any:
         with torch.autocast(device, _DTYPE):
@@ -63,7 +65,9 @@ def _probes(context: CaseContext) -> list[Probe]:
         )
     for name, gradient in context.result.gradients.items():
         if gradient is not None and result.gradients.get(name) is None:
-            raise CandidateError(f"gave no gradient for {name!r} under autocast, and one without it")
+            raise CandidateError(
+                f"gave no gradient for {name!r} under autocast, although it gives one without autocast"
+            )
     plain_errors, errors_elsewhere = _errors_elsewhere(context, plain)
     typical = typical_errors(plain_errors, here=context.oracle.tensors(), cancelling=context.op.cancelling)
     actual = result.tensors()
@@ -84,7 +88,7 @@ def _probes(context: CaseContext) -> list[Probe]:
         elsewhere = errors_elsewhere.get(name, []), plain_errors.get(name, [])
         probes.append(replace(probe, measure=partial(_with_draws, probe, expected, *elsewhere)))
     if not probes:
-        raise Inapplicable("the reference is not finite under autocast")
+        raise Inapplicable("no tensor of the reference is finite under autocast")
     return probes
 
 
@@ -94,12 +98,12 @@ def _errors_elsewhere(
     """Errors of plain PyTorch and of the candidate under autocast, on further draws of the inputs.
 
     Raises:
-        CandidateError: It raised.
+        CandidateError: The candidate raised an exception.
     """
     reference, names = context.reference, context.differentiable
     errors_of = partial(drawn_errors, dtype=context.dtype, reference=reference, differentiable=names)
     of_plain = errors_of(plain, runs=further_runs(context, _PLAIN_DRAWS))
-    # What a candidate does to an upstream gradient is another check's matter.
+    # Another check asks whether the candidate changes its upstream gradients.
     runs = further_runs(context, _CANDIDATE_DRAWS)
     private = (replace(run, upstream=lent(run.upstream, owner=context.run)) for run in runs)
     with candidate_errors():
@@ -114,15 +118,15 @@ def _with_draws(
     tensor: Tensor,
     standard: str,
 ) -> tuple[Measurement, ...]:
-    """The probe's measurements, and the candidate's root mean square error over draws in units of plain PyTorch's.
+    """The probe's measurements, and the candidate's root mean square error over draws as a multiple of plain PyTorch's.
 
-    A ratio of mean squares of m and n normal errors follows Fisher's F distribution, whatever elements share: each draw
-    counts as one error. Where the oracle's size varies from draw to draw errors may follow it or not, so that a
-    candidate has to be worse both relative to it and in absolute terms.
+    A ratio of mean squares of m and n normal errors follows Fisher's F distribution. Each draw counts as one error, so
+    elements of one draw may depend on each other. The oracle's size varies from draw to draw, and errors may follow it
+    or not. Therefore a candidate fails only if its errors are larger both relative to the oracle and in absolute terms.
     """
     measurements = probe.measure(tensor, standard)
     here = DrawnError.of(tensor, expected)
-    # Where plain PyTorch is not finite nobody has to be; the candidate's draws are the first of plain PyTorch's.
+    # The candidate need not be finite where plain PyTorch is not. Its draws are the first ones of plain PyTorch's.
     mine = [here, *(c for c, p in zip(candidate, plain, strict=False) if math.isfinite(p.relative))]
     plain = [p for p in plain if math.isfinite(p.relative)]
     if len(mine) < 2 or not math.isfinite(here.relative):
@@ -132,7 +136,7 @@ def _with_draws(
         for kind in ("absolute", "relative")
         if (usual := root_mean_square([getattr(e, kind) for e in plain])) > 0
     ]
-    if not ratios:  # plain PyTorch makes no error at all here
+    if not ratios:  # plain PyTorch is exact here
         return measurements
     bound = _GRANTED_OVER_DRAWS * math.sqrt(_fisher_quantile(FALSE_ALARM, len(mine), len(plain)))
     over_draws = Measurement(
@@ -140,7 +144,7 @@ def _with_draws(
         "error",
         min(ratios),
         bound,
-        "plain's error",
+        "times plain PyTorch's error",
         _source(_GRANTED_OVER_DRAWS),
         context=probe.context,
         draws=len(mine),
@@ -153,13 +157,13 @@ def _source(scale: float) -> BoundSource:
 
 
 def _fisher_quantile(false_alarm: float, m: int, n: int) -> float:
-    """What a ratio of mean squares of m and n normal errors exceeds with probability ``false_alarm``.
+    """The number that a ratio of mean squares of m and n normal errors exceeds with probability ``false_alarm``.
 
     If F is such a ratio, n / (n + m F) follows the beta distribution with parameters n / 2 and m / 2 (Johnson, Kotz and
     Balakrishnan 1995, Continuous Univariate Distributions 2, chapter 27).
     """
-    # Imported here because every process of an audit would pay for it and few need it. `scipy.stats` has the quantile
-    # ready made, but takes twice as long to import: half as long as torch.
+    # Imported here because few processes of an audit need it. `scipy.stats` has a function for this quantile, but its
+    # import takes twice as long, which is half as long as the import of torch.
     from scipy.special import betaincinv
 
     share = float(betaincinv(n / 2, m / 2, false_alarm))
@@ -167,9 +171,9 @@ def _fisher_quantile(false_alarm: float, m: int, n: int) -> float:
 
 
 def _bound(actual: Tensor, error: Tensor, standard: str) -> ErrorBound:
-    """The same under both standards: autocast asks for low precision.
+    """The same under both standards, because the user of autocast asks for low precision.
 
-    The error may be shared by all elements, as a coefficient's is: the mistake of one rounded logit.
+    All elements may share the error, for example that of one rounded logit, which changes a coefficient of all.
     """
     return ErrorBound(error, error, actual.dtype, _source(MEASURED_SCALE))
 
@@ -179,5 +183,8 @@ def _applies(op: Op, case: Case) -> bool:
 
 
 CHECK = Check(
-    "autocast", "under autocast to bf16 no tensor is worse than plain PyTorch's under it", _probes, applies=_applies
+    "autocast",
+    "under autocast to bf16, no tensor is further off than plain PyTorch's under the same autocast",
+    _probes,
+    applies=_applies,
 )

@@ -1,7 +1,8 @@
-"""What does not average out: the signed error over several draws of the inputs, projected on the truth.
+"""The signed error over several draws of the inputs: its projection on the oracle, which does not average out.
 
-Errors that drift training are small beside the rounding of each element and alike in every step. One case tells a bias
-from noise only as far as its own elements average; several draws of the inputs tell a smaller one.
+Errors that make training drift are much smaller than the rounding of each element, but the same in every step. In one
+case, a bias must be larger than the noise that is left after averaging over the elements. Several draws of the inputs
+average over more elements, so they show a smaller bias.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from ktonum.results import Measurement
 
 __all__ = ["CHECK"]
 
-# The case's own inputs are the first draw. There are at least and at most so many: as few as will tell a bias of a
-# thousandth in every gradient, for noise falls as the root of their number.
+# The smallest and the largest number of draws; the first draw is the case's own inputs. Between the two, the number is
+# just large enough to show a bias of a thousandth in every gradient, because noise falls as the root of the number.
 _FEWEST, _MOST = 8, 64
 _TOLD_FROM_NOISE = 1e-3
 
@@ -31,11 +32,11 @@ _TOLD_FROM_NOISE = 1e-3
 def _probes(context: CaseContext) -> list[Probe]:
     cases = [context, *(redrawn(context, i) for i in range(1, _FEWEST))]
     cases += [redrawn(context, i) for i in range(_FEWEST, _draws_needed(cases))]
-    # Where one draw lacks a tensor the others say nothing either.
+    # A tensor that is missing in one draw is left out in all of them.
     found = [case.expected() for case in cases]
     names = [name for name in found[0] if all(name in f for f in found) and any(f[name].any() for f in found)]
     if not names:
-        raise Inapplicable("everything is zero, exactly: there is nothing to project an error on")
+        raise Inapplicable("every output and gradient is exactly zero or missing in a draw, so it has no signed error")
     return [_pooled(name, cases, [case.result.tensors()[name] for case in cases]) for name in names]
 
 
@@ -43,7 +44,7 @@ def _draws_needed(cases: Sequence[CaseContext]) -> int:
     gradients = [f"grad_{name}" for name, g in cases[0].oracle.gradients.items() if g is not None]
     granted = [0.0]
     for name in gradients:
-        # The truth stands in for the candidate: only the bound is asked.
+        # The oracle takes the place of the candidate, because only the bound is needed.
         truth = [tensors[name] for case in cases if name in (tensors := case.oracle.tensors())]
         if len(truth) == len(cases):
             probe = _pooled(name, cases, truth)
@@ -53,7 +54,7 @@ def _draws_needed(cases: Sequence[CaseContext]) -> int:
 
 
 def _pooled(name: str, cases: Sequence[CaseContext], tensors: Sequence[Tensor]) -> Probe:
-    """The draws' tensors end to end: their common projection is the pooled bias."""
+    """The tensors of all draws, one after the other: their common projection is the pooled bias."""
     actual, expected = _joined(tensors), _joined([case.oracle.tensors()[name] for case in cases])
 
     def bound(standard: str) -> ErrorBound:
@@ -85,7 +86,7 @@ def _finite_square(tensor: Tensor) -> float:
 
 
 def _standard_error(actual: Tensor, expected: Tensor, draws: int) -> float:
-    """Of the ratio Σ p_i / Σ n_i of the draws' projections p_i to their squared norms n_i, from its residuals."""
+    """The standard error of Σ p_i / Σ n_i, with projections p_i and squared norms n_i of the draws, from residuals."""
     e = expected.double()
     error = actual.double() - e
     usable = error.isfinite()
@@ -97,4 +98,8 @@ def _standard_error(actual: Tensor, expected: Tensor, draws: int) -> float:
     return math.sqrt(draws / (draws - 1)) * float(residuals.norm() / norms.sum())
 
 
-CHECK = Check("bias", "over several draws of the inputs no signed error remains beyond what roundings leave", _probes)
+CHECK = Check(
+    "bias",
+    "over several draws of the inputs, the signed error that remains is not larger than roundings explain",
+    _probes,
+)

@@ -1,4 +1,4 @@
-"""What a check is. A leaf of `ktonum.checks`: checks do not import one another."""
+"""The type of a check. It imports no other file of `ktonum.checks`, and checks do not import each other."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Inapplicable(Exception):
 
 @dataclass(frozen=True)
 class Check:
-    """One question put to a case.
+    """One question about a case.
 
     Attributes:
         name: Short and unique, e.g. ``gradients``.
-        question: What a PASS affirms, in a sentence.
+        question: The statement that a PASS confirms, in a sentence.
         probes: Takes the measurements; may raise `Inapplicable` or `ktonum.errors.CandidateError`.
-        judge: Instead of ``probes``, for checks whose verdict is not a bound: returns the result itself.
+        judge: Instead of ``probes``, for checks that decide without probes: returns the result itself.
         applies: Whether to ask the question at all for an op and case.
     """
 
@@ -49,14 +49,14 @@ def held_to_bounds(
     scale: float = 1.0,
     where: str = "",
 ) -> list[Probe]:
-    """A probe for each expected tensor, against the case's bounds.
+    """A probe for each expected tensor, which compares it with the case's bounds.
 
     Args:
         context: The case.
         actual: Tensors under audit by name, gradients as ``grad_NAME``.
-        expected: What they should be; names that ``actual`` or the bounds lack are left out.
-        scale: Multiplies the bounds; 2 where both sides are runs of the candidate, and each may be off by its own.
-        where: The context of each tensor, for checks that hold the same tensor against bounds more than once.
+        expected: The right values by name; names that ``actual`` or the oracle lacks are left out.
+        scale: Multiplies the bounds; 2 if both sides are runs of the candidate, because each may be off by its bound.
+        where: The context of each tensor, for checks that measure the same tensor more than once.
     """
 
     def bound(name: str, standard: str) -> ErrorBound:

@@ -12,7 +12,7 @@ __all__ = ["CHECK"]
 def _probes(context: CaseContext) -> list[Probe]:
     first, second = context.result.tensors(), context.evaluate().tensors()
     return [
-        equality_probe(name, actual=second[name], expected=tensor, law="a second run is bitwise equal")
+        equality_probe(name, actual=second[name], expected=tensor, law="a second run is equal bit for bit")
         for name, tensor in first.items()
     ]
 

@@ -1,4 +1,4 @@
-"""Float64 gradients against finite differences of the candidate itself: no reference is involved."""
+"""Float64 gradients against finite differences of the candidate itself, without the reference."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def _judge(context: CaseContext) -> CheckResult:
         name for name in context.upstream if (t := context.oracle.outputs[name]) is None or not bool(t.isfinite().all())
     ]
     if strange:
-        raise Inapplicable(f"the reference's {', '.join(strange)} is not finite here, and has no differences")
+        raise Inapplicable(f"the reference's {', '.join(strange)} is not finite here, so it has no finite differences")
     candidate = context.candidate
 
     def function(*tensors: Tensor) -> tuple[Tensor, ...]:
-        # Copies, for the case's other runs read these tensors; gradcheck itself looks after the differentiated ones.
+        # Copies, because other runs of the case read these tensors. gradcheck itself copies the differentiated ones.
         others = {k: v.clone() if isinstance(v, Tensor) else v for k, v in context.inputs.items() if k not in names}
         outputs = named_outputs(candidate(**others, **dict(zip(names, tensors, strict=True))))
         return tuple(t for name in context.upstream if (t := outputs.get(name)) is not None)

@@ -1,4 +1,4 @@
-"""Every output against the float64 oracle."""
+"""Every output is compared with the float64 oracle."""
 
 from __future__ import annotations
 

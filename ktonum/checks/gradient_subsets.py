@@ -1,7 +1,7 @@
-"""Gradients do not depend on which inputs require them: every subset gives what the full run gives, and no more.
+"""Gradients do not depend on which inputs require them: every subset gets the gradients of the full run, and no others.
 
-A backward that returns its gradients in the wrong order, or computes one from the buffer of another that was not asked
-for, is right as long as every input requires a gradient.
+Two defects do not show as long as every input requires a gradient: a backward that returns its gradients in the wrong
+order, and one that computes a gradient from the buffer of another gradient that was not asked for.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ktonum.measure.probe import Probe
 
 __all__ = ["CHECK", "proper_subsets"]
 
-# Up to this many inputs all subsets are tried, 15 at most.
+# Up to this number of inputs all proper subsets are tried, at most 15.
 _FEW = 4
 
 
 def proper_subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Every subset of few names but the full one; of many names none, each one alone, and all but one."""
+    """For few names, every subset except the full one; for many names, the empty one, single names, and all but one."""
     sizes = range(len(names)) if len(names) <= _FEW else (0, 1, len(names) - 1)
     return list(chain.from_iterable(combinations(names, size) for size in sizes))
 
@@ -34,15 +34,20 @@ def _probes(context: CaseContext) -> list[Probe]:
     probes = []
     for subset in proper_subsets(context.differentiable):
         words = f"requiring {', '.join(subset) or 'none'}"
-        # An output that does not depend on these inputs carries no gradient now.
+        # An output that does not depend on these inputs does not require a gradient now.
         carrying = context.evaluate_reference(differentiable=subset).differentiable
         upstream = {k: v for k, v in context.upstream.items() if k in carrying}
         part = context.evaluate(Run(context.inputs, context.parameters, upstream), differentiable=subset)
         if not subset and part.differentiable:
-            raise CandidateError(f"gave {', '.join(part.differentiable)} a gradient although no input requires one")
+            raise CandidateError(
+                f"returned {', '.join(part.differentiable)} with requires_grad, although no input has it"
+            )
         for name in subset:
             if full[name] is not None and part.gradients.get(name) is None:
-                raise CandidateError(f"gave no gradient for {name!r} {words}, and one when every input requires one")
+                raise CandidateError(
+                    f"gave no gradient for {name!r} with requires_grad on {', '.join(subset)} only, but gave one with "
+                    f"requires_grad on all inputs"
+                )
         named = {f"grad_{k}": v for k, v in full.items() if k in subset and v is not None}
         kept = {
             k: v for k, v in context.result.tensors().items() if k in (carrying if subset else context.result.outputs)
@@ -51,4 +56,6 @@ def _probes(context: CaseContext) -> list[Probe]:
     return probes
 
 
-CHECK = Check("gradient_subsets", "every subset of inputs that require gradients gets those of the full run", _probes)
+CHECK = Check(
+    "gradient_subsets", "every input gets the same gradient, whichever other inputs require gradients", _probes
+)

@@ -1,4 +1,4 @@
-"""Every gradient against the float64 oracle, by element, in norm, and in projection on the true gradient."""
+"""Every gradient is compared with the float64 oracle: by element, in norm, and in projection on the right gradient."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["CHECK"]
 
 def _probes(context: CaseContext) -> list[Probe]:
     if not any(g is not None for g in context.oracle.gradients.values()):
-        raise Inapplicable("the reference has no gradients here")
+        raise Inapplicable("the reference has no gradients for this case")
     gradients = {k: v for k, v in context.expected().items() if k not in context.oracle.outputs}
     return held_to_bounds(context, actual=context.result.tensors(), expected=gradients)
 

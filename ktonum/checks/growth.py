@@ -1,9 +1,10 @@
-"""The error as a reduction grows, on data of mean zero and on positive data.
+"""How the error grows with the length of a reduction, on data with mean zero and on positive data.
 
-Accumulation schemes look alike over few terms, and over many of mean zero. On positive data the partial sums grow with
-the number of terms, and each is rounded: added one by one in roundoff u the relative error is u √(n/3), see
-`ktonum.bounds.summation_variance`; added pairwise, u √log2 n. A low-precision accumulator, or one output to which many
-chunks are added in its own dtype, is within its bound over a few terms and far beyond it over thousands.
+Ways of accumulation cannot be told apart over few terms, nor over many terms with mean zero. On positive data the
+partial sums grow with the number of terms n, and each partial sum is rounded. With the roundoff u, the relative error
+is u √(n/3) if terms are added one by one, see `ktonum.bounds.summation_variance`, and u √log2 n if they are added in
+pairs. A low-precision accumulator stays within its bound over few terms, and is far beyond it over thousands. The same
+holds for an output to which many chunks are added in its own dtype.
 """
 
 from __future__ import annotations
@@ -29,16 +30,18 @@ from ktonum.results import Measurement
 
 __all__ = ["CHECK", "scheme"]
 
-#: A reduction's lengths. The longest is where the bounds must hold; the others tell how the error got there.
+#: Lengths of a reduction. Bounds must hold at the longest; the others show how the error grows.
 LENGTHS = (32, 256, 2048)
-# An error that grows by less than this over the lengths does not grow: its own chance is that large.
+# An error that grows by a smaller factor than this over the lengths counts as not growing: chance alone may do that.
 _GROWN = 2.0
 
 
 def _probes(context: CaseContext) -> list[Probe]:
     dims = [name for name in context.op.reductions if name in context.case.point.dims]
     if not dims:
-        raise Inapplicable(f"no dim among {', '.join(context.op.reductions)} is one of this point's")
+        raise Inapplicable(
+            f"this point has none of the dims that the op reduces over: {', '.join(context.op.reductions)}"
+        )
     return [p for dim in dims for data in ("mean zero", "positive") for p in _grown(context, dim, data)]
 
 
@@ -47,7 +50,7 @@ def _grown(context: CaseContext, dim: str, data: str) -> Iterator[Probe]:
     if data == "positive":
         cases = [varied(case, inputs=_positive(case.inputs), upstream=_positive(case.upstream)) for case in cases]
     for name, expected in cases[-1].expected().items():
-        # By element and in norm: how large, not of which sign. The check `bias` asks that.
+        # By element and in norm, that is, without the sign. The check `bias` asks about the sign.
         probe = bounded_probe(
             name,
             actual=cases[-1].result.tensors()[name],
@@ -76,7 +79,7 @@ def _relative_error(case: CaseContext, name: str) -> float:
 def _with_scheme(
     probe: Probe, expected: Tensor, shorter: Sequence[float], case: Case, tensor: Tensor, standard: str
 ) -> tuple[Measurement, ...]:
-    """The probe's measurements, and the accumulation scheme that fits; that one is told and decides nothing."""
+    """The probe's measurements, and the way of accumulation that fits the errors, which decides nothing."""
     error = compare(actual=tensor, expected=expected).relative_norm
     arithmetic = PRECISE.arithmetic(tensor.dtype, case.device)
     words = scheme([*shorter, error], stored=tensor.dtype, accumulator=arithmetic.accumulator)
@@ -85,17 +88,17 @@ def _with_scheme(
 
 
 def scheme(errors: Sequence[float], *, stored: torch.dtype, accumulator: torch.dtype) -> str:
-    """What accumulation fits relative ``errors`` at `LENGTHS`, in words.
+    """The way of accumulation that fits the relative ``errors`` at `LENGTHS`, in words.
 
     Args:
-        errors: One for each length, shortest first.
-        stored: What the result is rounded to.
-        accumulator: What sums should be accumulated in.
+        errors: One for each length, the shortest first.
+        stored: The dtype of the result.
+        accumulator: The dtype in which sums should be accumulated.
     """
     first, last = errors[0], errors[-1]
     if not (math.isfinite(last) and math.isfinite(first)):
         return "not finite"
-    # One rounding of the result errs by u / √3 in the root mean square.
+    # One rounding of the result has the root mean square error u / √3.
     if last <= _GROWN * unit_roundoff(stored) / math.sqrt(3) and unit_roundoff(stored) > unit_roundoff(accumulator):
         return f"hidden by rounding to {dtype_name(stored)}"
     if last <= _GROWN * first:
@@ -114,7 +117,7 @@ def _applies(op: Op, case: Case) -> bool:
 
 CHECK = Check(
     "growth",
-    "errors stay within their bounds as reductions grow to thousands of terms, on positive data, too",
+    "errors stay within their bounds when reductions have thousands of terms, also on positive data",
     _probes,
     applies=_applies,
 )

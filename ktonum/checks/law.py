@@ -19,7 +19,7 @@ def law_check(law: Law) -> Check:
     def probes(context: CaseContext) -> list[Probe]:
         runs = law.variants(context.run)
         if runs is None:
-            raise Inapplicable(f"the law '{law.name}' says nothing about this case")
+            raise Inapplicable(f"the law '{law.name}' does not apply to this case")
         expected = law.combine([context.evaluate(run) for run in runs], context.run).tensors()
         actual = context.result.tensors()
         if law.exact:
@@ -36,17 +36,17 @@ def law_check(law: Law) -> Check:
 
     return Check(
         f"law:{law.name.replace(' ', '-')}",
-        f"the law '{law.name}' holds between runs",
+        f"the law '{law.name}' holds between runs of the candidate",
         probes,
         applies=lambda op, case: law.applies(case.point.parameters),
     )
 
 
 def _tell(law: Law, probes: Sequence[Probe]) -> None:
-    """What keeps a law from holding that the op does not promise.
+    """Report that a law does not hold which the op does not promise.
 
     Raises:
-        Inapplicable: With the tensors and how far off they are.
+        Inapplicable: The law does not hold. The message names the tensors and says how far off they are.
     """
     broken = [m for p in probes for m in p.measure(p.actual, PRECISE.name) if not m.within]
     if broken:

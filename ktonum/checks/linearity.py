@@ -11,7 +11,7 @@ from ktonum.measure.probe import Probe, equality_probe
 
 __all__ = ["CHECK"]
 
-# No power of two: scaling by one is exact and would pass a backward that rounds the upstream gradient.
+# Not a power of two: scaling by one is exact, so a backward that rounds the upstream gradient would pass.
 _FACTOR = -0.75
 
 
@@ -27,7 +27,7 @@ def _probes(context: CaseContext) -> list[Probe]:
         context,
         actual=scaled.tensors(),
         expected={k: _FACTOR * v.double() for k, v in named.items()},
-        # Both runs err; |factor| < 1.
+        # Both runs have errors, and |factor| < 1.
         scale=2.0,
     )
     vanished = nothing.tensors()
@@ -44,4 +44,4 @@ def _probes(context: CaseContext) -> list[Probe]:
     ]
 
 
-CHECK = Check("linearity", "gradients scale with the upstream gradient and vanish with it", _probes)
+CHECK = Check("linearity", "gradients scale with the upstream gradient, and are zero if it is zero", _probes)

@@ -1,6 +1,7 @@
-"""NaN and infinities in the inputs show where they do in the reference, and nowhere else; or they are refused.
+"""NaN and infinities in the inputs show exactly where they show in the reference, or the candidate refuses them.
 
-A softmax whose maximum drops NaN hides it; one that subtracts minus infinity from itself makes it of a masked logit.
+A softmax whose maximum ignores NaN hides it. A softmax that subtracts minus infinity from itself turns a masked logit
+into NaN.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ _INFINITIES = ("-inf", "inf")
 def _probes(context: CaseContext) -> list[Probe]:
     floating = [k for k, v in context.inputs.items() if isinstance(v, Tensor) and v.is_floating_point() and v.numel()]
     if not floating:
-        raise Inapplicable("no input has floating values")
-    # The infinities take turns: a run for each kind and input would be most of an audit.
+        raise Inapplicable("no input is a floating-point tensor with elements")
+    # The two infinities take turns, because a run for each kind and input would take most of an audit's time.
     kinds = [(name, kind) for i, name in enumerate(floating) for kind in ("NaN", _INFINITIES[i % 2])]
     return [probe for name, kind in kinds for probe in _poisoned(context, name, kind)]
 
 
 def _poisoned(context: CaseContext, name: str, kind: str) -> list[Probe]:
-    """The middle element poisoned; and where no output of the reference shows it, one that does as well."""
+    """Poison in the middle element. If no output of the reference shows it, also in an element that an output shows."""
     words, count = f"{kind} in {name}", context.inputs[name].numel()
     case = _with(context, name, kind, count // 2)
     try:
@@ -64,7 +65,7 @@ def _shows(expected: Evaluation) -> bool:
 
 
 def _refused_by_the_reference(context: CaseContext, name: str, kind: str, words: str) -> list[Probe]:
-    """It does not say what one element does, which may be masked. Everywhere, NaN must show."""
+    """The reference refuses the poison, so it does not say where one element shows. NaN in all elements must show."""
     everywhere = torch.full_like(context.inputs[name], _KINDS[kind])
     actual = _unless_refused(varied(context, inputs={**context.inputs, name: everywhere}), name)
     if actual is None:
@@ -79,13 +80,13 @@ def _as_in_the_reference(context: CaseContext, poisoned: CaseContext, name: str,
     actual = _unless_refused(poisoned, name)
     if actual is None:
         return [_affirmation(name, words, "refusal_missing", True)]
-    poisoned.expected()  # raises where the structure is wrong
+    poisoned.expected()  # raises if outputs or gradients are missing
     shown = kind == "NaN" and _shows(poisoned.oracle)
     return list(_same_places(actual, poisoned.oracle, context.oracle.tensors() if shown else {}, words))
 
 
 def _unless_refused(case: CaseContext, name: str) -> Evaluation | None:
-    """The candidate's run; None where it refuses the input by name."""
+    """The candidate's run; None if it refuses the input and names it."""
     try:
         return case.result
     except (InputError, CandidateError) as error:
@@ -95,26 +96,28 @@ def _unless_refused(case: CaseContext, name: str) -> Evaluation | None:
 
 
 def _affirmation(name: str, words: str, measure: str, holds: bool) -> Probe:
-    """Of the input ``name``; the measure is 1 where what should hold does not."""
+    """A probe for the input ``name``: the measure is 0 if ``holds``, and else 1."""
     return equality_probe(
         name,
         actual=torch.tensor([holds]),
         expected=torch.tensor([True]),
-        law="refused, or shown in the result",
+        law="the input is refused, or NaN shows in the result",
         measure=measure,
         context=f"with {words}",
     )
 
 
 def _same_places(actual: Evaluation, expected: Evaluation, clean: Mapping[str, Tensor], words: str) -> Iterator[Probe]:
-    """Outputs are not finite where the reference's are not. Gradients, as far as the reference promises it:
+    """Outputs must not be finite exactly where the reference's outputs are not. For an element of a gradient:
 
-    - Where its own is finite, the candidate's is.
-    - Where it is not, and ``clean``, the gradient without the poison, is not zero, nor is the candidate's finite.
-    - Elsewhere it may be anything: what is ignored has a gradient that is zero by definition, and NaN as 0 · NaN.
+    - If the reference's is finite, the candidate's must be finite.
+    - If the reference's is not finite, and ``clean``, the gradient without the poison, is not zero there, the
+      candidate's must not be finite.
+    - Otherwise the candidate's may be anything. The gradient of an ignored element is zero by definition, but NaN if it
+      is computed as 0 · NaN.
 
-    ``clean`` is empty where no output shows NaN: products of zero and NaN are no one's promise. Nor are infinities:
-    gradients of them are limits that one right formula reaches and another turns into NaN.
+    ``clean`` is empty if no output shows NaN, because a product of zero and NaN may be either. It is also empty for
+    infinities, because their gradients are limits that one right formula reaches and another one turns into NaN.
     """
     found, wanted = actual.tensors(), expected.tensors()
     for name, tensor in found.items():
@@ -128,10 +131,14 @@ def _same_places(actual: Evaluation, expected: Evaluation, clean: Mapping[str, T
             name,
             actual=here,
             expected=there,
-            law="the reference's places",
+            law="NaN and infinities are where the reference has them",
             measure="nonfinite_places",
             context=f"with {words}",
         )
 
 
-CHECK = Check("nonfinite", "NaN and infinities show where the reference's do, or are refused by name", _probes)
+CHECK = Check(
+    "nonfinite",
+    "NaN and infinities appear where the reference has them, or the candidate refuses the input and names it",
+    _probes,
+)

@@ -1,4 +1,4 @@
-"""Outputs and gradients at the ends of the inputs' range: large magnitudes, peaked distributions, zeros."""
+"""Outputs and gradients for extreme inputs: large magnitudes, peaked distributions, zeros."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def _probes(context: CaseContext) -> list[Probe]:
         case = varied(context, inputs=inputs)
         actual = case.result.tensors()
         probes += [
-            # Where an input is constant all elements share one rounding. An analysis knows how large it may be; a
-            # measured reference's is small by chance, so that there element and norm alone are asked.
+            # If an input is constant, all elements share one rounding error. An error model says how large it may be. A
+            # measured bound may be small by luck, so only the element and norm measures are checked.
             bounded_probe(
                 name,
                 actual=actual[name],

@@ -1,4 +1,4 @@
-"""Inputs of other strides give the same results: spaced out in memory, between NaN."""
+"""Inputs with other strides give the same results: in memory, NaN lies between their elements."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["CHECK"]
 def _probes(context: CaseContext) -> list[Probe]:
     inputs = {k: spaced_out(v) if isinstance(v, Tensor) and v.dim() > 0 else v for k, v in context.inputs.items()}
     if all(inputs[k] is v for k, v in context.inputs.items()):
-        raise Inapplicable("no input has a dimension to be strided along")
+        raise Inapplicable("no input is a tensor with dimensions, so there are no strides to change")
     actual = context.evaluate(Run(inputs, context.parameters, context.upstream)).tensors()
     return held_to_bounds(context, actual=actual, expected=context.result.tensors(), scale=2.0)
 
 
-CHECK = Check("strided", "strided and offset inputs give the same results as contiguous ones", _probes)
+CHECK = Check("strided", "inputs with gaps between their elements give the same results as contiguous ones", _probes)

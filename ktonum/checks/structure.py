@@ -20,14 +20,14 @@ def _judge(context: CaseContext) -> CheckResult:
     wanted, found = context.plain, context.result
     strange = _differences(actual=found.outputs, expected=wanted.outputs)
     for name, gradient in found.gradients.items():
-        # Zeros for no gradient are right, if wasteful.
+        # Zeros instead of an absent gradient are right, although they cost memory.
         if gradient is not None and wanted.gradients.get(name) is None and bool(gradient.any()):
-            strange.append(f"gave {name!r} a gradient that is not zero, and the reference gives none")
+            strange.append(f"gave {name!r} a gradient that is not zero, but the reference gives it none")
     if strange:
         return _result(context, Verdict.FAIL, len(strange), reason=f"the candidate {'; '.join(strange)}")
     lacking = [k for k, v in wanted.outputs.items() if v is not None and found.outputs.get(k) is None]
     if lacking:
-        raise Inapplicable(f"the candidate returns no {', '.join(lacking)}, which the reference does")
+        raise Inapplicable(f"the candidate does not return {', '.join(lacking)}, but the reference does")
     return replace(_result(context, Verdict.PASS, 0), power=_power(wanted.outputs), meets=STANDARDS)
 
 
@@ -38,14 +38,14 @@ def _result(context: CaseContext, verdict: Verdict, differences: int, reason: st
 
 
 def _differences(*, actual: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None]) -> list[str]:
-    """What is wrong with ``actual``, as predicates; tensors that it lacks are not held against it."""
+    """What is wrong with ``actual``, in words that continue "the candidate". Tensors that it lacks do not count."""
     found = []
     for name, tensor in actual.items():
         if tensor is None:
             continue
         wanted = expected.get(name)
         if wanted is None:
-            found.append(f"returned {name!r}, and the reference returns none")
+            found.append(f"returned {name!r}, which the reference does not return")
             continue
         for what, mine, theirs in (
             ("shape", tuple(tensor.shape), tuple(wanted.shape)),
@@ -53,12 +53,12 @@ def _differences(*, actual: Mapping[str, Tensor | None], expected: Mapping[str, 
             ("device", tensor.device, wanted.device),
         ):
             if mine != theirs:
-                found.append(f"returned {name!r} of {what} {mine}: the reference's is {theirs}")
+                found.append(f"returned {name!r} with {what} {mine}, but the reference's {what} is {theirs}")
     return found
 
 
 def _power(outputs: Mapping[str, Tensor | None]) -> tuple[Power, ...]:
-    """Each output planted in another shape and dtype, and one where there should be none."""
+    """Planted defects: each output in another shape and dtype, and an output that the reference does not return."""
     planted: list[tuple[str, dict[str, Tensor | None]]] = []
     for name, tensor in outputs.items():
         if tensor is None:
@@ -72,4 +72,4 @@ def _power(outputs: Mapping[str, Tensor | None]) -> tuple[Power, ...]:
     )
 
 
-CHECK = Check("structure", "shapes, dtypes, devices and absent tensors are the reference's", judge=_judge)
+CHECK = Check("structure", "shapes, dtypes, devices and absent tensors are those of the reference", judge=_judge)

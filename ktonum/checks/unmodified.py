@@ -1,4 +1,4 @@
-"""Forward and backward leave inputs and upstream gradients as they were."""
+"""Forward and backward do not change inputs and upstream gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["CHECK"]
 
 def _probes(context: CaseContext) -> list[Probe]:
     outputs = context.result.tensors()
-    # In the outputs' dtypes: autograd would hand a converted copy on, and what becomes of that shows nowhere.
+    # In the outputs' dtypes: otherwise autograd passes on a converted copy, and changes of that copy do not show here.
     sent = {k: v.to(outputs[k].dtype) for k, v in context.upstream.items()}
     before = {k: v for k, v in {**context.inputs, **_named_upstream(sent)}.items() if isinstance(v, Tensor)}
     given = {k: v.clone() if isinstance(v, Tensor) else v for k, v in context.inputs.items()}
@@ -22,7 +22,7 @@ def _probes(context: CaseContext) -> list[Probe]:
     context.evaluate(Run(given, context.parameters, upstream))
     after = {**given, **_named_upstream(upstream)}
     return [
-        equality_probe(name, actual=after[name], expected=tensor, law="inputs are left as they were")
+        equality_probe(name, actual=after[name], expected=tensor, law="inputs and upstream gradients stay unchanged")
         for name, tensor in before.items()
     ]
 
@@ -31,4 +31,4 @@ def _named_upstream(upstream: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"upstream_{name}": tensor for name, tensor in upstream.items()}
 
 
-CHECK = Check("unmodified", "inputs and upstream gradients are left as they were, bit for bit", _probes)
+CHECK = Check("unmodified", "inputs and upstream gradients stay unchanged, bit for bit", _probes)

@@ -1,7 +1,8 @@
-"""Gradients under upstream gradients of every kind: ones without strides, negative among zeros, scaled, tiny.
+"""Gradients for several kinds of upstream gradients: expanded, negative among zeros, scaled, tiny.
 
-An upstream gradient of one, the usual one, hides a backward that ignores it; a contiguous one hides a backward that
-reads it by its shape alone. Loss scaling rests on powers of two being exact.
+A backward that ignores its upstream gradient looks right if that is 1, as it usually is. A backward that ignores
+strides looks right if the upstream gradient is contiguous. Loss scaling needs gradients that scale exactly with powers
+of two.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from ktonum.results import Measurement
 
 __all__ = ["CHECK"]
 
-# Exponents of loss scaling: as a rule, and downwards where the gradients are too large for that.
+# Exponents of loss scaling: the usual one, and a negative one for gradients that are too large for that.
 _SCALING, _DOWNWARDS = 8, -4
-# Room for what a backward adds up on its way, which may cancel in the end.
+# Intermediate values of a backward may be larger than its result by this factor, because they may cancel in the end.
 _HEADROOM = 16.0
 
 
 def _probes(context: CaseContext) -> list[Probe]:
     if not context.upstream:
         raise Inapplicable("the reference has no differentiable outputs")
-    # In the outputs' dtypes: autograd would convert others, and hand on a contiguous copy.
+    # In the outputs' dtypes: autograd converts other dtypes, and passes on a contiguous copy.
     outputs = context.result.tensors()
     base = {k: v.to(outputs[k].dtype) for k, v in context.upstream.items()}
     probes = [
@@ -50,10 +51,10 @@ def _probes(context: CaseContext) -> list[Probe]:
 def _sent(
     context: CaseContext, values: Mapping[str, Tensor], layout: Callable[[Tensor], Tensor], words: str
 ) -> list[Probe]:
-    """Gradients under ``values``, which the candidate gets in another layout and must leave as they are."""
+    """Gradients for the upstream gradients ``values``, in another layout. The candidate must not change them."""
     sent = {k: layout(v) for k, v in values.items()}
     actual = context.evaluate(Run(context.inputs, context.parameters, sent))
-    # An oracle and bounds of their own: errors scale with the upstream gradient, element by element.
+    # These values need their own oracle and bounds, because errors scale with the upstream gradient of each element.
     case = varied(context, upstream=values)
     expected = {f"grad_{k}": v for k, v in case.oracle.gradients.items() if v is not None}
     unmodified = [
@@ -61,7 +62,7 @@ def _sent(
             f"upstream_{k}",
             actual=sent[k],
             expected=v,
-            law="upstream gradients are left as they were",
+            law="upstream gradients stay unchanged",
             context=words,
         )
         for k, v in values.items()
@@ -70,7 +71,7 @@ def _sent(
 
 
 def _expanded(tensor: Tensor) -> Tensor:
-    """What the backward of a sum sends: one number, and strides of zero."""
+    """One number with strides of zero, as the backward of a sum passes it on."""
     return tensor.new_ones(()).expand(tensor.shape)
 
 
@@ -79,14 +80,14 @@ def _spaced(tensor: Tensor) -> Tensor:
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    """Memory of its own: what the candidate does to it must not reach the oracle's upstream gradient."""
+    """A copy, so that the candidate cannot change the oracle's upstream gradient."""
     return tensor.clone()
 
 
 def _negative_among_zeros(tensor: Tensor) -> Tensor:
-    """Every other element zero, the first one not.
+    """Every second element is zero, the others are negative.
 
-    The factor makes numbers that use all their bits: a backward that rounds upstream gradients changes them.
+    The factor π/4 makes numbers that use all their bits, so a backward that rounds upstream gradients changes them.
     """
     flat = (-tensor.abs() * (math.pi / 4)).reshape(-1)
     flat[1::2] = 0
@@ -94,14 +95,14 @@ def _negative_among_zeros(tensor: Tensor) -> Tensor:
 
 
 def _tiny(context: CaseContext, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Upstream gradients that make most gradients subnormal, and the largest a little more than that."""
+    """Upstream gradients that make most gradients subnormal, and the largest one a little larger than subnormal."""
     largest = max(float(g.abs().amax()) for g in context.oracle.gradients.values() if g is not None and g.numel())
     exponent = math.floor(math.log2(_HEADROOM * torch.finfo(context.dtype).tiny / largest)) if largest > 0 else 0
     return {k: v * 2.0 ** min(0, exponent) for k, v in base.items()}
 
 
 def _scaled(context: CaseContext, base: Mapping[str, Tensor]) -> list[Probe]:
-    """Scaling by 2^k scales the gradients by 2^k, bit for bit where neither overflows nor loses bits."""
+    """Scaling by 2^k scales the gradients by 2^k, bit for bit if neither run overflows or loses bits."""
     gradients = {f"grad_{k}": v for k, v in context.result.gradients.items() if v is not None}
     oracle = context.oracle.tensors()
     known = {name: oracle[name] for name in gradients if name in oracle}
@@ -122,7 +123,9 @@ def _scaled(context: CaseContext, base: Mapping[str, Tensor]) -> list[Probe]:
             actual[name] = torch.where(whole, case.result.tensors()[name], 0)
             expected[name] = torch.where(whole, gradients[name] * factor, 0)
     exact_probes = [
-        equality_probe(name, actual=actual[name], expected=tensor, law=f"2^{exponent} scales exactly", context=words)
+        equality_probe(
+            name, actual=actual[name], expected=tensor, law=f"gradients scale exactly by 2^{exponent}", context=words
+        )
         for name, tensor in expected.items()
     ]
     if context.dtype != torch.float16:
@@ -141,10 +144,10 @@ def _scaled(context: CaseContext, base: Mapping[str, Tensor]) -> list[Probe]:
 
 
 def _bound_of_both(context: CaseContext, case: CaseContext, factor: float, name: str, standard: str) -> ErrorBound:
-    """Of the difference between the scaled run and the plain one times ``factor``.
+    """The bound on the difference between the scaled run and ``factor`` times the plain run.
 
-    Each has errors of its own: what is stored among subnormals in the smaller one is not in the larger. Biases are
-    those of all elements, though some may be left out: the others have them, too.
+    Each run has its own errors: the smaller one may store subnormals where the larger one does not. Some elements may
+    be left out, but the bias is that of all elements, because the others have it, too.
     """
     scaled, plain = case.bounds(standard)[name], context.bounds(standard)[name]
     exact = context.oracle.tensors()[name]
@@ -159,16 +162,16 @@ def _bound_of_both(context: CaseContext, case: CaseContext, factor: float, name:
 
 
 def _room(tensor: Tensor, dtype: torch.dtype) -> int:
-    """The largest k with which nothing of ``tensor`` times 2^k overflows ``dtype``, with headroom."""
+    """The largest k for which ``tensor`` times 2^k does not overflow ``dtype``, with headroom."""
     largest = float(tensor.abs().amax()) if tensor.numel() else 0.0
     if largest == 0.0:
         return _SCALING
-    # Logarithms apart: float64's largest number over a small one overflows.
+    # Two logarithms, because float64's largest number divided by a small one overflows.
     return math.floor(math.log2(torch.finfo(dtype).max / _HEADROOM) - math.log2(largest))
 
 
 def _by_standard(dtype: torch.dtype, exact: Probe, bounded: Probe) -> Probe:
-    """``exact`` under a standard that asks for exact scaling, otherwise ``bounded``."""
+    """``exact`` for a standard that requires exact scaling, and otherwise ``bounded``."""
 
     def measure(tensor: Tensor, standard: str) -> tuple[Measurement, ...]:
         chosen = exact if standard_named(standard).scales_exactly(dtype) else bounded
@@ -178,5 +181,7 @@ def _by_standard(dtype: torch.dtype, exact: Probe, bounded: Probe) -> Probe:
 
 
 CHECK = Check(
-    "upstream", "gradients follow any upstream gradient: expanded, negative, zero in places, scaled, tiny", _probes
+    "upstream",
+    "gradients are right for upstream gradients that are expanded, negative, zero in places, scaled, or tiny",
+    _probes,
 )

@@ -1,4 +1,4 @@
-"""Outputs and gradients are written in full: fresh memory is poisoned, and no poison comes out."""
+"""Outputs and gradients are written completely: new memory is filled with NaN, and the results show none of it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["CHECK", "poisoned_memory"]
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Within: ``torch.empty`` and its like return NaN, or the largest integer, instead of whatever lay there.
+    """Inside, ``torch.empty`` and similar functions return NaN, or the largest integer, instead of old memory.
 
-    torch does so under deterministic algorithms, which are asked for with warnings only.
+    torch does so if deterministic algorithms are on. Here they only warn.
     """
     mode = torch.get_deterministic_debug_mode()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    # Not `use_deterministic_algorithms`, which imports torch's compiler: two to four seconds in every process.
+    # Not `use_deterministic_algorithms`: it imports torch's compiler, which takes two to four seconds in each process.
     torch.set_deterministic_debug_mode("warn")
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     try:
         with warnings.catch_warnings():
-            # Every operation without a deterministic form warns, and so does cuBLAS; that is not the question here.
+            # Operations without a deterministic form warn, and cuBLAS does, too. This check does not ask about that.
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -41,19 +41,21 @@ def poisoned_memory() -> Iterator[None]:
 def _probes(context: CaseContext) -> list[Probe]:
     with poisoned_memory():
         actual = context.evaluate().tensors()
-    # Against the clean run: where that is wrong, `forward` and `gradients` say so.
+    # Compared with the clean run. If that one is wrong, `forward` and `gradients` report it.
     oracle = context.oracle.tensors()
     expected = {n: _without_poison(t, oracle[n]) for n, t in context.result.tensors().items() if n in oracle}
     return held_to_bounds(context, actual=actual, expected=expected, scale=2.0)
 
 
 def _without_poison(clean: Tensor, oracle: Tensor) -> Tensor:
-    """``clean``, with the oracle's numbers where it is NaN and should not be.
+    """``clean``, with the oracle's numbers where ``clean`` is NaN and the oracle is finite.
 
-    Fresh memory of the clean run may hold an earlier run's poison, and NaN agrees with NaN: a planted unwritten tile
-    went unnoticed in one run of the test suite and not in the next.
+    New memory of the clean run may contain the NaN of an earlier poisoned run, and NaN agrees with NaN. A planted tile
+    that was not written was missed in one run of the test suite for that reason.
     """
     return torch.where(clean.isnan() & oracle.isfinite(), oracle.to(clean.dtype), clean)
 
 
-CHECK = Check("written", "outputs and gradients are written in full, whatever lay in fresh memory", _probes)
+CHECK = Check(
+    "written", "outputs and gradients are written completely, and do not show what was in new memory", _probes
+)

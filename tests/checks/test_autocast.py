@@ -1,4 +1,4 @@
-"""The check `autocast`: what one draw of the inputs hides several show, and right candidates are far from the bound."""
+"""The check `autocast`: several draws of the inputs show errors that one hides, and right candidates pass easily."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from subjects.small_ops import NORM_POINT, RMS_NORM
 
 @pytest.fixture(scope="module", params=[700, pytest.param(2000, marks=pytest.mark.exhaustive)])
 def cases(request: pytest.FixtureRequest) -> list[tuple[Op, Case]]:
-    """KTO in float32 at the dims of the long count of false alarms, as many as there are among its first cases."""
+    """All KTO cases in float32 among the first cases of the long count of false alarms."""
     count = importlib.import_module("count_false_alarms")
     numbered = (count.case_number(i) for i in range(request.param))
     return [(op, case) for s, op, case in numbered if s.label == "kto, float32 inside" and case.dtype == "fp32"]
@@ -42,7 +42,7 @@ def test_log_probabilities_in_bfloat16_show_over_several_draws(cases: list[tuple
         found = list(_measured(replace(op, candidate=LogpsLeftToAutocast), case))
         by_draws += any(not m.within for m in found if m.draws)
         by_one += any(not m.within for m in found if not m.draws)
-    # 10 and 0 of 11, 29 and 1 of 31; another CPU's products round a little otherwise.
+    # 10 and 0 of 11, 29 and 1 of 31. On another CPU, matrix products round a little differently.
     assert len(cases) in (11, 31) and by_draws >= 0.85 * len(cases) and by_one <= 0.13 * len(cases)
 
 
@@ -85,7 +85,7 @@ def test_a_candidate_that_is_not_finite_on_another_draw_is_flagged() -> None:
     assert "y under autocast/error over 5 draws" in beyond and all("draws" in name for name in beyond)
 
 
-def test_drawn_errors_are_absolute_and_relative_and_leave_out_what_says_nothing() -> None:
+def test_drawn_errors_are_absolute_and_relative_and_leave_out_useless_runs() -> None:
     expected = torch.tensor([3.0, 4.0], dtype=torch.float64)
     error = DrawnError.of(expected.float() + 0.5, expected)
     assert error.absolute == pytest.approx(0.5 * 2**0.5) and error.relative == pytest.approx(0.1 * 2**0.5)

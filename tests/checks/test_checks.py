@@ -1,4 +1,4 @@
-"""The checks, tested first: each must flag what it is for, and must let right implementations pass."""
+"""The checks themselves: each one must flag the defects that it is for, and right implementations must pass."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from subjects.small_defects import LOSS_DEFECTS, NORM_DEFECTS
 from subjects.small_ops import RMS_NORM, SOFTMAX_LOSS
 from support.combinations import combinations, covering, in_dtypes
 
-#: The same ops with bounds from an analysis, and measured ones.
+#: Each op twice: with derived bounds and with measured ones.
 SMALL = {
     "softmax_loss": (SOFTMAX_LOSS, LOSS_DEFECTS),
     "softmax_loss-measured": (replace(SOFTMAX_LOSS, error_model=None), LOSS_DEFECTS),
@@ -47,25 +47,25 @@ def _planted() -> list[Any]:
         for defect in defects:
             shown = [d for d in defect.dtypes if d == "fp64" or set(defect.flagged_by) != {"gradcheck"}]
             for dtype, marks in in_dtypes(defect.name, shown, defect.flagged_by):
-                # With the names of the checks, so that `pytest -k strided` finds what the check of that name must flag.
+                # The names of the checks are in it, so `pytest -k strided` finds the defects that `strided` must flag.
                 label = f"{name}-{defect.name}-{'+'.join(defect.flagged_by)}-{dtype}"
                 found.append(pytest.param(op, defect, dtype, id=label, marks=marks))
     return found
 
 
-#: Checks that are asked on long reductions or many draws: most of an audit's time.
+#: Checks with long reductions or many draws, which take most of an audit's time.
 LONG = ("growth", "bias")
 
 
 def _points() -> list[Any]:
-    """Every point in every dtype; by default each point in one dtype, and `LONG` at the first alone."""
+    """Every point in every dtype; by default each point in one dtype, and `LONG` only at `MODEL`."""
     short = [MODEL, *(replace(point, without=(*point.without, *LONG)) for point in POINTS if point is not MODEL)]
     pairs = list(itertools.product(short, ALL))
     kept = [pytest.param(*pairs[place]) for place in covering((short, ALL))]
     return kept + [pytest.param(*pair, marks=pytest.mark.exhaustive) for pair in itertools.product(POINTS, ALL)]
 
 
-#: Memory is counted on GPUs; tests/checks/test_peak_memory.py stands in for one.
+#: Memory is counted on GPUs only; tests/checks/test_peak_memory.py imitates one.
 _CHECKS_THAT_RUN_HERE = {check.name for check in CHECKS} - {"peak_memory"}
 
 
@@ -83,7 +83,7 @@ def audited(op: Op, dtype: str, standard: str = "precise") -> list[CheckResult]:
 
 
 def assert_all_pass(results: list[CheckResult]) -> None:
-    """Every result but those of laws that the op does not promise, which may not hold."""
+    """Every result passes. A law that the op does not promise may be INCONCLUSIVE instead."""
     for result in results:
         if result.verdict is Verdict.INCONCLUSIVE and "does not promise" in result.reason:
             continue
@@ -102,7 +102,7 @@ def test_a_planted_defect_is_flagged(op: Op, defect: Defect, dtype: str) -> None
     expected = Verdict.ERROR if defect.breaks else Verdict.FAIL
     for name in defect.flagged_by:
         if name == "gradcheck" and dtype != "fp64":
-            continue  # it applies to float64 alone
+            continue  # it applies to float64 only
         result = run_check(check_named(planted, case, name), context)
         assert result.verdict is expected, (name, result.verdict, result.reason, result.details)
         assert result.failed and reason_words(result)
@@ -133,7 +133,7 @@ def test_every_check_flags_a_candidate_that_does_not_break() -> None:
     assert _CHECKS_THAT_RUN_HERE <= flagging
 
 
-def test_a_law_that_is_not_promised_is_told_and_one_that_is_decides() -> None:
+def test_a_promised_law_decides_and_another_is_only_reported() -> None:
     (law,) = (law for law in KTO_LAWS if not law.promised)
     for promised, verdict in ((False, Verdict.INCONCLUSIVE), (True, Verdict.FAIL)):
         laws = (replace(law, promised=promised),)
@@ -169,12 +169,12 @@ def test_right_small_ops_pass_every_check(held: tuple[str, str], dtype: str) -> 
 
 @combinations("name, dtype", ("softmax_loss-measured", "rms_norm-measured"), ALL)
 def test_the_reference_itself_meets_eager(name: str, dtype: str) -> None:
-    # In float64 it is the oracle: its error is zero, and a bound that is a multiple of it would refuse every run.
+    # In float64 the reference is the oracle. Its error is zero, and a multiple of zero as a bound would fail every run.
     op = SMALL[name][0]
     assert_all_pass(audited(replace(op, candidate=op.reference), dtype, "eager"))
 
 
-@pytest.mark.exhaustive  # `./run audit` asks the same of the kernels
+@pytest.mark.exhaustive  # `./run audit` checks the same
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_the_kernels_pass_every_check(dtype: str) -> None:
     assert_all_pass(audited(replace(OP, dims=[MODEL]), dtype))
@@ -200,7 +200,7 @@ def test_a_sequence_without_a_loss_is_no_error(reduction: str, dtype: str) -> No
     point = Point({"B": 4, "T": 5, "H": 8, "V": 11}, parameters, without=without)
     results = audited(replace(OP, candidate=PlainKTO, sample=_first_sequence_masked, dims=[point]), dtype)
     assert_all_pass(results)
-    # Nor is it a hole that any defect would fall into, however small.
+    # Nor does any defect count as flagged there, however small.
     found = [p for r in results if r.check == "forward" for p in r.power]
     sizes = [p.size for p in found if p.tensor == "loss" and p.unit]
     assert sizes and all(size is not None and size > 1e-16 for size in sizes)

@@ -1,4 +1,4 @@
-"""Right candidates over many seeds: no alarm, and bounds that are near enough to the errors to mean something."""
+"""Right candidates over many seeds: they raise no alarm, and bounds are not much larger than errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KTO = replace(OP, candidate=PlainKTO)
 
 @dataclass(frozen=True)
 class Taken:
-    """A measurement with where it was taken."""
+    """A measurement, with its case and check."""
 
     case: str
     check: str
@@ -46,12 +46,12 @@ class Taken:
 
 
 def _reseeded(op: Op, point: Point, seed: int) -> Op:
-    """The seed is that of the case's name, of which dummy parameters are a part."""
+    """The op with a dummy parameter, which changes the case's name and therefore the seed."""
     return replace(op, dims=[replace(point, parameters={**point.parameters, "draw": seed})])
 
 
 def _without_draw(op: Op) -> Op:
-    """The op, its functions blind to the dummy parameter."""
+    """The op, whose functions ignore the dummy parameter."""
     candidate, reference = op.candidate, op.reference
     assert callable(candidate)
     return replace(
@@ -61,17 +61,16 @@ def _without_draw(op: Op) -> Op:
     )
 
 
-#: The checks whose measurements say how near a bound is to the errors.
+#: Checks whose measurements show how near the bounds are to the errors.
 PLAIN = ("forward", "gradients")
 
 
 def measurements(
     op: Op, points: Iterable[Point], dtype: str, seeds: int, standard: str, checks: Collection[str] = ()
 ) -> Iterator[Taken]:
-    """Every measurement of every check that measures, or of ``checks``; those of gradcheck have tests of their own."""
-    op = replace(
-        op, reductions=()
-    )  # the many long runs of `growth` have seeds of their own in tests/checks/test_growth.py
+    """Every measurement of the checks with probes, or only of ``checks``. gradcheck has its own tests."""
+    # Without `growth`, whose many long runs have their own seeds in tests/checks/test_growth.py.
+    op = replace(op, reductions=())
     for point in points:
         for seed in range(seeds):
             reseeded = _reseeded(op, point, seed)
@@ -97,7 +96,7 @@ def test_a_right_kto_loss_raises_no_alarm_and_uses_its_bounds(seeds: int, checks
             uses[taken.kind].append(taken.measurement.use)
     gradients = {kind: statistics.median(found) for kind, found in uses.items() if kind.startswith("grad_")}
     assert {kind.partition("/")[0] for kind in gradients} == {"grad_input", "grad_weight", "grad_bias"}
-    # A bound a hundred times the typical error would hide defects of its size. A projection may be small by chance.
+    # A bound of a hundred times the typical error would hide defects. A projection may be small by chance.
     for kind, median in gradients.items():
         assert median > (1 / 1000 if kind.endswith("signed_bias") else 1 / 100), (kind, median)
 
@@ -140,7 +139,7 @@ def count() -> ModuleType:
     return importlib.import_module("count_false_alarms")
 
 
-# Beyond the blocks that benchmarks/results/false_alarms.jsonl records.
+# Other blocks than those recorded in benchmarks/results/false_alarms.jsonl.
 @pytest.mark.parametrize(
     ("number", "cases"), [(12000, 6), *(pytest.param(n, 50, marks=pytest.mark.exhaustive) for n in (1000, 1001))]
 )
@@ -169,14 +168,15 @@ def test_the_long_count_raises_alarms_and_goes_on_where_it_stopped(
     assert f"{count.BLOCK} cases" in page.read_text("utf-8") and "::forward y/element" in page.read_text("utf-8")
 
 
-def test_every_case_of_the_long_count_is_one_of_its_own(count: ModuleType) -> None:
+def test_the_cases_of_the_long_count_differ(count: ModuleType) -> None:
     names = [(s.label, case.name) for s, _, case in map(count.case_number, range(600))]
     assert len(set(names)) > 0.97 * len(names)
     assert {case.dtype for _, _, case in map(count.case_number, range(100))} == set(ALL)
 
 
-# 416, 6432, 12576: a candidate whose log-probabilities autocast made bfloat16; 2398, 8350, 8734: smoothed classes that
-# all lose the same among float16's subnormals; 12128: sequences that pull one way, added before those that pull back;
+# 416, 6432, 12576: autocast made the candidate's log-probabilities bfloat16.
+# 2398, 8350, 8734: all smoothed classes lose the same amount among float16's subnormals.
+# 12128: sequences with gradients of one sign are added before those of the other sign.
 # 32761: half of float64's smallest number, which the bound had rounded to zero.
 @pytest.mark.parametrize("number", [416, 6432, 12576, 2398, 8350, 8734, 12128, 32761])
 def test_cases_that_once_raised_an_alarm_raise_none(count: ModuleType, number: int) -> None:
@@ -184,7 +184,7 @@ def test_cases_that_once_raised_an_alarm_raise_none(count: ModuleType, number: i
     assert found and not any(found), found
 
 
-def test_what_is_at_its_limits_passes_and_a_planted_fault_there_does_not(count: ModuleType) -> None:
+def test_right_values_at_their_limits_pass_and_a_planted_fault_there_does_not(count: ModuleType) -> None:
     cases = [c for c in map(count.case_number, range(160)) if c[0].standard == "precise"]
     assert len({op.name for _, op, _ in cases}) == 6 and len({case.dtype for *_, case in cases}) == len(ALL)
     for subject, op, case in cases:
@@ -196,15 +196,15 @@ def test_what_is_at_its_limits_passes_and_a_planted_fault_there_does_not(count: 
     assert not list(count.alarms_at_its_limits(count.Subject(wrong, "eager", "wrong"), wrong, case))
 
 
-def test_a_signed_error_of_what_is_zero_is_inconclusive() -> None:
+def test_a_signed_error_of_zeros_is_inconclusive() -> None:
     op = replace(SOFTMAX_LOSS, dims=[Point({"N": 3, "V": 1}, {"scale": 1.7})])
     (case,) = op.cases(profile="quick", dtypes=["fp32"], device="cpu")
     assert bias.CHECK.probes is not None
-    with pytest.raises(Inapplicable, match="everything is zero"):
+    with pytest.raises(Inapplicable, match="exactly zero or missing"):
         bias.CHECK.probes(CaseContext(op, case))
 
 
-def test_the_error_of_what_cancels_is_typical_in_absolute_terms_too() -> None:
+def test_the_typical_error_of_a_cancelling_output_is_absolute_too() -> None:
     op = Op(
         name="total",
         candidate=lambda x: x.sum(),

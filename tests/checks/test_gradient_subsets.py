@@ -1,4 +1,4 @@
-"""Which subsets of inputs are asked for their gradients."""
+"""The subsets of inputs that the check `gradient_subsets` tries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which accumulation scheme an error's growth is told to be, held against sums that were made in each."""
+"""The check `growth`: it names the way of accumulation, which is tested on sums that were made in each way."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from subjects.planted import ALL
 from subjects.small_ops import NORM_POINT, RMS_NORM, SOFTMAX_LOSS
 from support.combinations import combinations
 
-#: Sums of as many rows of positive numbers: their root mean square error says more than one error.
+#: Number of sums of positive numbers: their root mean square error says more than one error.
 _ROWS = 256
 
 
@@ -53,17 +53,17 @@ def _errors(add: object, dtype: torch.dtype) -> list[float]:
     ("add", "dtype", "words"),
     [
         (_one_by_one, torch.float32, "as one by one in fp32"),
-        # By a factor of 1.5 over these lengths, which chance may do.
+        # The error grows by a factor of 1.5 over these lengths, and chance may do the same.
         (_pairwise, torch.float32, "not growing"),
         (_one_by_one, torch.float16, "as one by one in fp16"),
         (_one_by_one, torch.bfloat16, "as one by one in bf16"),
     ],
 )
-def test_a_sum_is_told_by_its_scheme(add: object, dtype: torch.dtype, words: str) -> None:
+def test_the_way_of_accumulation_is_recognised(add: object, dtype: torch.dtype, words: str) -> None:
     assert scheme(_errors(add, dtype), stored=torch.float32, accumulator=torch.float32) == words
 
 
-def test_what_is_rounded_in_the_end_hides_its_scheme() -> None:
+def test_rounding_the_result_hides_the_way_of_accumulation() -> None:
     errors = [
         float((t := torch.rand(4096, dtype=torch.float64)).to(torch.bfloat16).double().sub(t).norm() / t.norm())
         for _ in LENGTHS
@@ -71,7 +71,7 @@ def test_what_is_rounded_in_the_end_hides_its_scheme() -> None:
     assert scheme(errors, stored=torch.bfloat16, accumulator=torch.float32) == "hidden by rounding to bf16"
 
 
-def test_errors_that_stay_are_told_so() -> None:
+def test_errors_that_do_not_grow_are_called_not_growing() -> None:
     assert scheme([5e-8, 9e-8, 2e-7], stored=torch.float32, accumulator=torch.float32) == "as blocked in fp32"
     assert scheme([3e-7, 2e-7, 4e-7], stored=torch.float32, accumulator=torch.float32) == "not growing"
     assert scheme([float("nan"), 1.0, 1.0], stored=torch.float32, accumulator=torch.float32) == "not finite"
@@ -81,7 +81,7 @@ def test_errors_that_stay_are_told_so() -> None:
     "op, dtype, seed", [SOFTMAX_LOSS, RMS_NORM], ALL, range(3), ids=lambda value: getattr(value, "name", None)
 )
 def test_right_ops_stay_within_their_bounds_as_they_grow(op: Op, dtype: str, seed: int) -> None:
-    # The seed is that of the case's name, of which every dim is a part.
+    # The seed follows from the case's name, and every dim is a part of the name.
     point = replace(op.points("quick")[0], dims={**op.points("quick")[0].dims, "N": 5 + seed})
     (case,) = replace(op, dims=[point]).cases(profile="quick", dtypes=[dtype], device="cpu")
     result = run_check(CHECK, CaseContext(op, case))
@@ -96,7 +96,7 @@ def test_the_ready_ops_stay_within_their_bounds_as_they_grow(held: tuple[str, st
     op = OPS[name]
     right = op.with_candidate("upcast").candidate if standard == "precise" else op.reference
     (point,) = (p for p in op.points("quick") if "growth" in p.checks)
-    # Other sizes than the quick profile's, and so other numbers.
+    # Other sizes than in the quick profile, and therefore other numbers.
     op = replace(op, candidate=right, dims=[replace(point, dims={**point.dims, "N": 6})])
     (case,) = op.cases(profile="quick", dtypes=[dtype], device="cpu")
     result = run_check(CHECK, CaseContext(op, case), standard)
@@ -107,6 +107,6 @@ def test_the_ready_ops_stay_within_their_bounds_as_they_grow(held: tuple[str, st
 def test_an_op_without_such_a_dim_is_inconclusive() -> None:
     op = replace(RMS_NORM, reductions=("K",), dims=[NORM_POINT])
     (case,) = op.cases(profile="quick", dtypes=["fp32"], device="cpu")
-    with pytest.raises(Inapplicable, match="no dim among K"):
+    with pytest.raises(Inapplicable, match="none of the dims that the op reduces over: K"):
         assert CHECK.probes is not None
         CHECK.probes(CaseContext(op, case))

@@ -1,4 +1,4 @@
-"""What `nonfinite` asks where a poisoned element is ignored: what the reference promises, and no less."""
+"""The check `nonfinite` with a poisoned element that is ignored: the reference says what must show."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from subjects.planted import ALL, with_gradient
 
 
 def _middle_ignored(name: str) -> Callable[[Draw], dict[str, Any]]:
-    """Inputs whose middle row, where the poison goes, is ignored."""
+    """Inputs whose middle row is ignored. The poison goes into that row."""
 
     def sample(draw: Draw) -> dict[str, Any]:
         inputs = OPS[name].sample(draw)
@@ -34,14 +34,14 @@ def _middle_ignored(name: str) -> Callable[[Draw], dict[str, Any]]:
 
 
 def judged(name: str, candidate: Callable[..., Any], dtype: str, at: int = 0) -> CheckResult:
-    """The check's result at one of the op's quick points, the middle row ignored."""
+    """The check's result at one of the op's quick points. The middle row is ignored."""
     op = replace(OPS[name], sample=_middle_ignored(name), candidate=candidate)
     case = op.cases(profile="quick", dtypes=[dtype], device="cpu")[at]
     return run_check(CHECK, CaseContext(op, case))
 
 
 def _zero_where_ignored(rows: Tensor, target: Tensor, parameters: dict[str, Any]) -> Tensor:
-    """As Liger-Kernel's are: ignored rows are skipped, and their gradient is zero by definition."""
+    """Skips ignored rows, as Liger-Kernel does. Their gradient is zero by definition."""
     ignored = (target == parameters.get("ignore_index", -100)).unsqueeze(1)
     read = torch.where(ignored, 0, rows)
     return with_gradient(read, lambda gradient: torch.where(ignored, 0, gradient))
@@ -60,7 +60,7 @@ def _fused_skipping(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor 
 
 
 def _masked_by_a_product(logits: Tensor, target: Tensor, **parameters: Any) -> Tensor:
-    """NaN times the zero of a mask."""
+    """Multiplies ignored rows by zero: NaN stays NaN."""
     counted = (target != parameters.get("ignore_index", -100)).unsqueeze(1)
     return cross_entropy.upcast(logits=logits * counted, target=target, **parameters) + (0 * logits.detach()).sum()
 
@@ -74,7 +74,7 @@ def _nan_of_the_head_hidden(input: Tensor, weight: Tensor, target: Tensor, **res
 
 
 def _gradient_of_nan_hidden(logits: Tensor, target: Tensor, **parameters: Any) -> Tensor:
-    """The loss is NaN, its gradient is not."""
+    """The loss is NaN, but its gradient is not."""
     return cross_entropy.upcast(logits=with_gradient(logits, torch.nan_to_num), target=target, **parameters)
 
 
@@ -84,7 +84,7 @@ def test_a_row_that_is_ignored_may_have_a_gradient_of_zero_or_nan(at: int, dtype
     for candidate in (_skipping, cross_entropy.upcast, cross_entropy.torch_cross_entropy):
         result = judged("cross_entropy", candidate, dtype, at)
         assert result.verdict is Verdict.PASS and not result.vacuous, (candidate, result.reason)
-        # The ignored element, and one that is not.
+        # An ignored element, and one that is not ignored.
         contexts = {m.context for m in result.measurements}
         assert contexts >= {"with NaN in logits that is ignored", "with NaN in logits"}
 

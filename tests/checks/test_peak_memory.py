@@ -1,4 +1,4 @@
-"""The memory check without a GPU: torch's counters are stood in for, and the arithmetic around them is the check's."""
+"""The check `peak_memory` without a GPU: the test replaces torch's counters, and the check computes with them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ktonum.declare.op import Op
 from ktonum.results import CheckResult, Verdict
 from subjects.small_ops import NORM_POINT, RMS_NORM
 
-#: In use before a run, and the inputs of `NORM_POINT` in float32: (11 × 48 + 48) numbers.
+#: Bytes in use before a run, and the inputs of `NORM_POINT` in float32: (11 × 48 + 48) numbers.
 _BEFORE, _INPUTS = 10_000, 4 * (11 * 48 + 48)
 
 
@@ -31,7 +31,7 @@ def _judged(op: Op, device: str) -> CheckResult:
 
 @pytest.fixture
 def counters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that takes 5,000 bytes beside the copies of its inputs."""
+    """A run that takes 5,000 bytes besides the copies of its inputs."""
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: _BEFORE)
@@ -57,7 +57,7 @@ def test_without_a_gpu_it_cannot_tell() -> None:
     assert result.verdict is Verdict.INCONCLUSIVE and "runs on cpu" in result.reason
 
 
-def test_an_op_that_declares_nothing_is_not_asked_nor_is_one_on_a_cpu() -> None:
+def test_the_check_needs_a_declaration_and_a_gpu() -> None:
     assert CHECK in checks_for(_declaring(1), Case("rms_norm", NORM_POINT, "fp32", "cuda"))
     assert CHECK not in checks_for(_declaring(1), Case("rms_norm", NORM_POINT, "fp32", "cpu"))
     assert CHECK not in checks_for(RMS_NORM, Case("rms_norm", NORM_POINT, "fp32", "cuda"))

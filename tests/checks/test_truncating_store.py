@@ -1,4 +1,4 @@
-"""A store to bf16 that truncates instead of rounding, 0.28 % too short on average, in every output of `kto`."""
+"""A store to bf16 that truncates in every output of `kto`, so values are 0.28 % too small on average."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ktonum.kernels.audit.kto_op import OP
 from ktonum.results import Verdict
 from subjects.plain_kto import PlainKTO
 
-# Where `bias` draws inputs until every gradient's bias is known to a thousandth; with a bias of the head.
+# At this point `bias` draws inputs until every gradient's bias is known to a thousandth. The head has a bias here.
 (POINT,) = (p for p in OP.points("quick") if p.checks == ("bias",))
 
 
 def _truncated(tensor: Tensor) -> Tensor:
-    """As Triton's interpreter stores a float32 to bf16: its upper half."""
+    """The upper half of a float32, as Triton's interpreter stores it to bf16."""
     return (tensor.contiguous().view(torch.int32) & -(2**16)).view(torch.float32)
 
 
@@ -45,7 +45,7 @@ class _ReadWide(torch.autograd.Function):
 def _flagged(
     candidate: Any, store: Callable[[Tensor], Tensor], store_output: Callable[[Tensor], Tensor]
 ) -> dict[str, list[str]]:
-    """By tensor what exceeds its bound, where the candidate's float32 results are stored by these."""
+    """For each tensor the measures beyond their bounds, if these functions store the candidate's float32 results."""
 
     def adapt(candidate: Any, parameters: Mapping[str, Any]) -> Callable[..., Any]:
         assert OP.adapt is not None
@@ -73,7 +73,7 @@ def _flagged(
 
 
 @pytest.mark.parametrize("candidate", [PlainKTO, pytest.param(OP.candidate, marks=pytest.mark.exhaustive)])
-def test_it_is_flagged_in_every_output_and_gradient_and_rounding_in_none(candidate: Any) -> None:
+def test_truncation_is_flagged_in_every_tensor_and_rounding_in_none(candidate: Any) -> None:
     found = _flagged(candidate, _truncated, _truncated)
     assert len(found) == 10 and {"loss", "grad_input", "grad_weight", "grad_bias"} <= set(found)
     assert all(found.values()), found

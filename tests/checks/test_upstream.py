@@ -1,4 +1,4 @@
-"""The check `upstream`: an upstream gradient that is written over, and loss scaling out of the subnormals."""
+"""The check `upstream`: an upstream gradient that the candidate overwrites, and loss scaling of subnormal gradients."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def _overwritten(gradient: Tensor) -> Tensor:
     return kept
 
 
-def test_what_is_written_over_reaches_no_oracle_and_is_seen() -> None:
+def test_an_overwritten_upstream_gradient_is_flagged_and_does_not_reach_the_oracle() -> None:
     op = replace(RMS_NORM, candidate=rms_norm_with(upstream=_overwritten), dims=[NORM_POINT])
     (case,) = op.cases(profile="quick", dtypes=["fp16"], device="cpu")
     assert CHECK.probes is not None
     probes = CHECK.probes(CaseContext(op, case))
     beyond = {m.name for probe in probes for m in probe.measure(probe.actual, "precise") if not m.within}
-    # The gradients are right. At subnormal ones the oracle was given what the candidate had written, and Liger-Kernel's
-    # RMSNorm, which does so, taken to be 146 times its bound off.
+    # The gradients are right. Once, the oracle for subnormal gradients got the upstream gradient that the candidate had
+    # overwritten. Liger-Kernel's RMSNorm overwrites it, and seemed to be off by 146 times its bound.
     assert beyond == {
         f"upstream_y {words}/differing_elements" for words in ("at negatives among zeros", "at subnormal gradients")
     }
 
 
 class _SmoothedLoss(torch.autograd.Function):
-    """Calculates in float32, but stores c q in the dtype before it adds it up, as autograd of the formula does."""
+    """Computes in float32, but stores c q in the dtype before it sums it, as autograd of the formula does."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
@@ -56,7 +56,7 @@ class _SmoothedLoss(torch.autograd.Function):
         return (log_softmax.exp() * stored.sum(1, keepdim=True) - stored).to(gradient.dtype), None, None
 
 
-def test_what_the_smaller_run_of_two_loses_among_subnormals_is_granted_under_eager() -> None:
+def test_eager_allows_the_smaller_of_two_runs_to_lose_subnormals() -> None:
     op = replace(
         OPS["cross_entropy"],
         candidate=lambda logits, target, label_smoothing: _SmoothedLoss.apply(logits, target, label_smoothing),
@@ -70,7 +70,7 @@ def test_what_the_smaller_run_of_two_loses_among_subnormals_is_granted_under_eag
     assert (probe.tensor, probe.context) == ("grad_logits", "scaled by 2^8")
     assert all(m.within for m in probe.measure(probe.actual, "eager"))
     assert not all(m.within for m in probe.measure(1.5 * probe.actual, "eager"))
-    # Twice the bound of the larger run alone, which loses nothing, is not enough.
+    # The larger run loses nothing, so twice its bound is not enough.
     larger = varied(context, upstream={k: v * 2.0**8 for k, v in context.upstream.items()})
     (alone,) = held_to_bounds(
         larger,
