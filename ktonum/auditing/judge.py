@@ -1,4 +1,4 @@
-"""From a check and a case to a verdict."""
+"""Runs a check on a case and decides the verdict."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ktonum.results import STANDARDS, Cause, CheckResult, Localisation, Measurem
 
 __all__ = ["check_named", "run_check"]
 
-# Of a check that judges for itself and gives none.
+# The cause for a check that decides itself and does not give a cause.
 _CAUSES = {Verdict.FAIL: Cause.BEYOND_BOUND, Verdict.INCONCLUSIVE: Cause.CANNOT_TELL}
 
 
@@ -30,27 +30,27 @@ def check_named(op: Op, case: Case, name: str) -> Check:
     """The check called ``name`` among those that apply to the case.
 
     Raises:
-        UsageError: There is none.
+        UsageError: No check of this name applies to the case.
     """
     found = {c.name: c for c in checks_for(op, case)}
     if name not in found:
-        raise UsageError(f"no check {name!r} applies to {case.name}: use {', '.join(found)}")
+        raise UsageError(f"no check called {name!r} applies to {case.name}: use {', '.join(found)}")
     return found[name]
 
 
 def run_check(check: Check, context: CaseContext, standard: str = "precise") -> CheckResult:
-    """Put one question to one case. Whatever the candidate does, a result comes back.
+    """Run one check on one case. Exceptions of the candidate or the check become verdicts.
 
     Args:
-        check: The question.
-        context: The case; reuse it for the case's other checks, for it keeps what they share.
+        check: The check.
+        context: The case. Use the same context for all checks of the case, because it keeps the runs that they share.
         standard: ``precise`` or ``eager``.
     """
     if standard not in STANDARDS:
         raise UsageError(f"unknown standard {standard!r}: use {' or '.join(STANDARDS)}")
     started = time.perf_counter()
     result = _judge(check, context, standard)
-    # Nothing is decided by the time that it took.
+    # The time does not influence the verdict.
     seconds = time.perf_counter() - started
     cause = result.cause or _CAUSES.get(result.verdict)
     return replace(result, standard=standard, seconds=seconds, cause=cause, parts=context.case.parts)
@@ -85,7 +85,7 @@ def _judge(check: Check, context: CaseContext, standard: str) -> CheckResult:
 
 
 def _measure(check: Check, context: CaseContext, standard: str) -> CheckResult:
-    assert check.probes is not None  # a check has probes or judges for itself
+    assert check.probes is not None  # a check has either `probes` or `judge`
     probes = check.probes(context)
     case = context.case.name
     if not probes:
@@ -104,7 +104,7 @@ def _measure(check: Check, context: CaseContext, standard: str) -> CheckResult:
 def _localised(
     context: CaseContext, measured: Sequence[tuple[Probe, Sequence[Measurement]]], standard: str
 ) -> tuple[Localisation, ...]:
-    """Where each failing tensor is wrong, the worst first."""
+    """Where each failing tensor is wrong, and what its error looks like; the worst tensor first."""
     uses = [(max((m.use for m in found if not m.within), default=0.0), probe) for probe, found in measured]
     failing = sorted((pair for pair in uses if pair[0] > 0), key=lambda pair: -pair[0])
 

@@ -1,5 +1,6 @@
-"""Reports for people, made of results alone: `terminal` during and after an audit, `html` as one file.
+"""Reports for people: `terminal` shows an audit while it runs and when it ends, and `html` writes it to one file.
 
-`sentences` has the words for one result, `summary` and `power_tables` the tables that both show, `failure_text` one
-result in a few lines, and `environment` says where results were measured. No other room makes sentences about results.
+`sentences` has the words for one result. `summary` and `power_tables` have the tables that both reports show.
+`failure_text` describes one result in a few lines. `environment` says where results were measured. No other room writes
+sentences about results.
 """

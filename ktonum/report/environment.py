@@ -1,4 +1,4 @@
-"""Where results were measured: versions, device, commit, date."""
+"""The environment in which results were measured: versions, device, commit, date."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PACKAGES = ("torch", "triton", "numpy", "scipy", "liger-kernel", "trl", "transf
 
 
 def describe_environment(device: str) -> dict[str, Any]:
-    """Provenance for reports and tables, JSON-ready: versions, device, commit and date."""
+    """Versions, device, commit and date for reports and tolerance tables, in types that JSON can store."""
     environment: dict[str, Any] = {
         "ktonum": _version("ktonum"),
         "python": platform.python_version(),
@@ -50,7 +50,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout ktonum runs from, with ``+`` for uncommitted changes; None outside one."""
+    """The commit of the checkout that ktonum runs from, with ``+`` for uncommitted changes; None without a checkout."""
     here = Path(__file__).resolve().parent
     try:
         described = subprocess.run(

@@ -1,4 +1,4 @@
-"""One result in a few lines, for those who see nothing else of the audit: pytest's failures, junit, a script."""
+"""One result in a few lines, for readers who do not see the whole audit: of pytest's failures, JUnit XML, scripts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["describe_result"]
 
 
 def describe_result(result: CheckResult) -> str:
-    """A verdict in a few lines: what is wrong, where, what it looks like, how to run it again, and then the numbers."""
+    """A verdict in a few lines: what is wrong, where, what it looks like, how to run it again, and last the numbers."""
     verdict = "vacuous" if result.vacuous else result.verdict.value
     beyond = sorted((m for m in result.measurements if not m.within), key=lambda m: -m.use)
     numbers = [excess_words(m) for m in beyond] if result.verdict is Verdict.FAIL else []
@@ -25,7 +25,8 @@ def describe_result(result: CheckResult) -> str:
         lines.append(f"  or: pytest --ktonum {shlex.quote(f'ktonum::{item}')}")
     lines += [f"  measured: {line}" for line in numbers]
     if result.verdict is Verdict.FAIL:
-        lines.append(f"  decided by the standard {result.standard}; meets {', '.join(result.meets) or 'none'}")
+        met = ", ".join(result.meets) or "no standard"
+        lines.append(f"  the standard {result.standard} decides; the candidate meets {met} here")
     if result.details:
         lines.append(result.details.rstrip())
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""An audit as one HTML file that needs nothing beside it."""
+"""Writes an audit as one HTML file that needs no other files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_html(report: Report, path: str | Path, *, planned: int | None = None, 
     Args:
         report: The results.
         path: The file to write.
-        planned: How many results were expected; None for as many as there are.
+        planned: The number of expected results; None for the number of results in the report.
         strict: Whether INCONCLUSIVE fails.
 
     Raises:

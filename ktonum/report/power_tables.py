@@ -1,4 +1,4 @@
-"""The planted defects of an audit in words and small tables; a leaf like `ktonum.report.summary`."""
+"""The planted defects of an audit in words and small tables. Like `ktonum.report.summary`, it needs no torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ktonum.results import CheckResult, Power, Verdict
 
 __all__ = ["BlindSpots", "PowerRow", "blind_spots", "flagged_from", "power_rows", "weakest_power"]
 
-#: The two kinds that a terminal has room for.
+#: The two kinds of defects that the terminal shows. It has no room for more.
 HEADLINES = ("scaling", "one element")
 
 
 @dataclass(frozen=True)
 class PowerRow:
-    """The smallest flagged defects of a kind, of one check or several that say the same: ``(dtype, text)``."""
+    """The smallest flagged defects of one kind, as ``(dtype, text)``, for all checks that have the same texts."""
 
     check: str
     defect: str
@@ -26,7 +26,7 @@ class PowerRow:
 
 @dataclass(frozen=True)
 class BlindSpots:
-    """The defects that a check would have missed: for each kind, in how many tensors of those it was planted in."""
+    """The defects that a check would have missed, by kind: in how many tensors, of how many it was planted in."""
 
     check: str
     kinds: tuple[tuple[str, int, int], ...]
@@ -38,17 +38,18 @@ class BlindSpots:
 
 
 def flagged_from(power: Power) -> str:
-    """From which size on a defect was flagged, or whether."""
+    """The smallest size that was flagged; for a defect without a size, whether it was flagged."""
     if power.size is None:
         return "not flagged"
     return f"{power.size:.1e}" if power.unit else "flagged"
 
 
 def weakest_power(result: CheckResult) -> str:
-    """The largest of the smallest flagged sizes: a scaling this large is flagged in whichever tensor it is planted.
+    """The largest of the smallest flagged sizes, e.g. ``scaling 3e-05``.
 
-    Of scalings, or where none was planted of all defects with a size, or a defect without; empty when nothing was
-    planted or flagged. E.g. ``scaling 3e-05``.
+    A scaling of this size is flagged in every tensor in which any scaling was flagged. If no scaling was flagged, the
+    other defects with a size count, and if none of them was flagged, a defect without a size. Empty if nothing was
+    flagged.
     """
     flagged = [(p, p.size) for p in result.power if p.size is not None]
     sized = [pair for pair in flagged if pair[0].unit]
@@ -61,7 +62,7 @@ def weakest_power(result: CheckResult) -> str:
 
 
 def _passed(results: Sequence[CheckResult], check: str) -> Iterator[tuple[str, Power]]:
-    """Everything that was planted for a check, with the case's dtype."""
+    """All defects that were planted for a check, with the dtype of the case."""
     for r in results:
         if r.check == check and r.verdict is Verdict.PASS:
             for p in r.power:
@@ -69,13 +70,13 @@ def _passed(results: Sequence[CheckResult], check: str) -> Iterator[tuple[str, P
 
 
 def power_rows(results: Sequence[CheckResult], *, kinds: Sequence[str] | None = None) -> tuple[PowerRow, ...]:
-    """The smallest flagged sizes: median and, where it differs, worst over cases and tensors, by check and dtype.
+    """The smallest flagged sizes by check and dtype: the median over cases and tensors, and the worst if it differs.
 
     Checks with the same figures share a row.
 
     Args:
-        results: Of an audit.
-        kinds: The kinds to tell of; None for all that have a size.
+        results: The results of an audit.
+        kinds: The kinds of defects to show; None for all kinds with a size.
     """
     dtypes = dtypes_of(results)
     merged: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
@@ -91,7 +92,7 @@ def power_rows(results: Sequence[CheckResult], *, kinds: Sequence[str] | None = 
 
 
 def blind_spots(results: Sequence[CheckResult]) -> tuple[BlindSpots, ...]:
-    """For each check the kinds of defects that it would have missed somewhere, the likeliest first."""
+    """For each check the kinds of defects that it missed in some tensor, the most often missed kind first."""
     spots = []
     for check in checks_of(results):
         planted: dict[str, list[bool]] = {}
@@ -114,5 +115,5 @@ def _sizes(sizes: Sequence[float | None]) -> str:
 
 
 def _size(size: float) -> str:
-    # The search for the smallest defect starts at 1e-17; a tensor of zeros shows any.
+    # The search for the smallest defect starts at 1e-17. In a tensor of zeros, every size is flagged.
     return "any" if size < 2e-17 else f"{size:.0e}"

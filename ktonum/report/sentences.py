@@ -1,6 +1,6 @@
-"""Words for one result: its case, a measurement, where a bound comes from, why it is not PASS.
+"""Words for one result: its case, a measurement, the source of a bound, the reason why it is not PASS.
 
-A leaf like `ktonum.results`: text and numbers, neither torch nor a terminal.
+Like `ktonum.results`, it handles text and numbers only, without torch and without a terminal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = [
     "wrong_words",
 ]
 
-# With the check's or the candidate's own words in the braces.
+# The words of the check or of the candidate replace the braces.
 _REASONS = {
     Cause.CANNOT_RUN: "the candidate cannot run this case: {}",
     Cause.NOTHING_MEASURED: "the candidate returns none of the tensors that this check measures",
@@ -34,17 +34,17 @@ _REASONS = {
     Cause.CUDA_LOST: "the process lost its CUDA context while the candidate ran, after the results had been read",
     Cause.NOT_RUN: "not run: {}",
 }
-# Of the tensors that fail, so many are named.
+# The number of failing tensors that are named.
 _NAMED = 2
 
 
 def sizes_words(result: CheckResult) -> str:
-    """Dims and parameters, e.g. ``B=4,T=33,beta=0.3``; the case's name where its parts are not known."""
+    """Dims and parameters, e.g. ``B=4,T=33,beta=0.3``; the case's name if its parts are not known."""
     return result.parts.sizes if result.parts.op else result.case
 
 
 def short_case(result: CheckResult) -> str:
-    """Dtype, dims and, if they are not the usual ones, distribution and offset of the seed."""
+    """Dtype, dims and parameters; also the distribution and the seed's offset if they are not the usual ones."""
     parts = result.parts
     tail = "" if parts.distribution == "normal" else f" ({parts.distribution})"
     tail += f" +{parts.offset}" if parts.offset else ""
@@ -52,12 +52,12 @@ def short_case(result: CheckResult) -> str:
 
 
 def measured(result: CheckResult) -> str:
-    """The worst measurement as ``name = value / bound``; empty when there is none."""
+    """The worst measurement as ``name = value / bound``; empty if there is none."""
     return "" if result.worst is None else format_measured(result.worst)
 
 
 def format_measured(m: Measurement) -> str:
-    """``name = value / bound``, with unit, standard error and remark where there are any."""
+    """``name = value / bound``, with unit, standard error and remark if there are any."""
     error = "" if m.standard_error is None else f" ± {m.standard_error:.1g}"
     remark = f" ({m.remark})" if m.remark else ""
     bound = "" if m.bound_source.kind is BoundKind.NONE else f" / {m.bound:.3g}"
@@ -69,12 +69,12 @@ def _unit(m: Measurement) -> str:
 
 
 def place(m: Measurement) -> str:
-    """`` at [3, 17]``; empty for a number without place."""
+    """The place, e.g. `` at [3, 17]``; empty for a measurement without a place."""
     return f" at {list(m.where)}" if m.where else ""
 
 
 def bound_words(source: BoundSource) -> str:
-    """Where a bound comes from."""
+    """The source of a bound."""
     reference = f"the error of the reference {'under autocast to' if source.autocast else 'in'} {source.dtype}"
     multiple = reference if source.scale is None else f"{source.scale:g} × {reference}"
     analysis = ", ".join(filter(None, ("rounding-error analysis", source.standard)))
@@ -91,7 +91,7 @@ def bound_words(source: BoundSource) -> str:
 
 
 def excess_words(m: Measurement) -> str:
-    """How far a measurement is beyond its bound, where that comes from, and the place."""
+    """How far a measurement is beyond its bound, the source of the bound, and the place."""
     if math.isnan(m.value):
         words = f"{m.name} is NaN"
     elif m.unit == "bound":
@@ -105,7 +105,7 @@ def excess_words(m: Measurement) -> str:
 
 
 def wrong_words(result: CheckResult) -> str:
-    """Which tensors of a FAIL are wrong, the worst first; empty where no tensor's measurement is beyond its bound."""
+    """The tensors of a FAIL that are wrong, the worst first; empty if no tensor's measurement is beyond its bound."""
     beyond = sorted((m for m in result.measurements if not m.within), key=lambda m: -m.use)
     subjects = list(dict.fromkeys(m.subject for m in beyond if m.tensor))
     if not subjects:
@@ -117,9 +117,9 @@ def wrong_words(result: CheckResult) -> str:
 
 
 def place_lines(found: Localisation) -> tuple[str, ...]:
-    """A line that says where a tensor is wrong, and one of what its error looks like unless that cannot be told."""
+    """A line that says where a tensor is wrong, and a line that says what it looks like if that is known."""
     look = (f"{found.subject} looks like: {found.looks_like}",) if found.looks_like else ()
-    return (f"{found.subject} where: {found.where}", *look)
+    return (f"where {found.subject} is wrong: {found.where}", *look)
 
 
 def reason_words(result: CheckResult) -> str:

@@ -1,6 +1,6 @@
-"""An audit's results in words and small tables; terminal and HTML show the same.
+"""An audit's results in words and small tables, for the terminal and for HTML.
 
-A leaf like `ktonum.results`: text and numbers, neither torch nor a terminal.
+Like `ktonum.results`, it handles text and numbers only, without torch and without a terminal.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ __all__ = [
     "standards",
 ]
 
-# Of how many failing tensors a finding says where they are wrong; a result has all of them.
+# The number of failing tensors for which a finding says where they are wrong. The result has all of them.
 _TENSORS_SHOWN = 2
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Verdicts by check and dtype: for each check a cell's text by dtype, and whether it fails."""
+    """Verdicts by check and dtype. Each cell has a text and its worst verdict."""
 
     dtypes: tuple[str, ...]
     rows: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
@@ -39,7 +39,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Ending:
-    """Whether an audit passed, and that in a sentence with its counts."""
+    """Whether an audit passed, and a sentence that says so with the number of each verdict."""
 
     passed: bool
     sentence: str
@@ -47,12 +47,12 @@ class Ending:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, seen in one or more results.
+    """A failure that one or more results share.
 
     Attributes:
         check: The check that failed.
-        headline: What happened and how often.
-        lines: The worst of each dtype, or the start of a traceback.
+        headline: The failure and the number of cases.
+        lines: The worst case of each dtype, or a part of a traceback.
         example: The worst result.
     """
 
@@ -94,7 +94,7 @@ def _cell(results: Sequence[CheckResult]) -> tuple[str, str]:
 
 
 def standards(results: Sequence[CheckResult]) -> tuple[tuple[str, str], ...]:
-    """For each standard where it is met and where it is missed, by dtype; INCONCLUSIVE results do not count."""
+    """For each standard the dtypes that meet it, and the dtypes and checks that do not; INCONCLUSIVE does not count."""
     lines = []
     for standard in STANDARDS:
         met, missed = [], []
@@ -114,7 +114,7 @@ def standards(results: Sequence[CheckResult]) -> tuple[tuple[str, str], ...]:
 
 
 def findings(results: Sequence[CheckResult]) -> tuple[Finding, ...]:
-    """The failures; results that say the same make one finding."""
+    """The failures. Results with the same failure make one finding."""
     found = []
     for check in checks_of(results):
         asked = [r for r in results if r.check == check]
@@ -125,7 +125,7 @@ def findings(results: Sequence[CheckResult]) -> tuple[Finding, ...]:
         if vacuous:
             head = f"{check} is vacuous on {_share(vacuous, asked)}: {reason_words(vacuous[0])}"
             found.append(Finding(check, head, tuple(short_case(r) for r in vacuous[:3]), vacuous[0]))
-    # Every check often meets the same exception, which is reported once.
+    # Often all checks get the same exception. It is reported once.
     errors: dict[str, list[CheckResult]] = {}
     for r in results:
         if r.verdict is Verdict.ERROR:
@@ -136,21 +136,21 @@ def findings(results: Sequence[CheckResult]) -> tuple[Finding, ...]:
         named = ", ".join(checks) if len(checks) < len(checks_of(results)) or len(checks) == 1 else "every check"
         head = f"{named}: ERROR on {_share(group, asked, 'verdict')}: {reason}"
         trace = [line for line in group[0].details.rstrip().splitlines() if line.strip()]
-        # Where it happened: the end of a Python traceback, the start of what a crashed process leaves.
+        # The place is at the end of a Python traceback, but at the start of the trace of a crashed process.
         inner = trace[1:4] if group[0].cause in (Cause.HUNG, Cause.DIED) else trace[-3:]
         found.append(Finding(checks[0], head, (f"first in {short_case(group[0])}", *inner), group[0]))
     return tuple(found)
 
 
 def _failure(check: str, failed: Sequence[CheckResult], asked: Sequence[CheckResult]) -> Finding:
-    """For each dtype its worst case: which tensors are wrong, where, what that looks like, and then the number."""
+    """For each dtype its worst case: which tensors are wrong, where, what they look like, and last the number."""
     lines = []
     for dtype in dtypes_of(failed):
         here = [r for r in failed if r.parts.dtype == dtype]
         r = max(here, key=_use)
         of = sum(a.parts.dtype == dtype for a in asked)
         what = r.reason or wrong_words(r) or reason_words(r)
-        lines.append(f"{dtype or 'any dtype'}: {len(here)} of {of} cases fail; {what}, worst in {_where(r)}")
+        lines.append(f"{dtype or 'any dtype'}: {len(here)} of {of} cases fail, the worst is {_where(r)}: {what}")
         lines += [f"  {line}" for found in r.localisations[:_TENSORS_SHOWN] for line in place_lines(found)]
         if r.worst is not None and not r.worst.within:
             lines.append(f"  measured: {excess_words(r.worst)}")
@@ -163,7 +163,7 @@ def _where(result: CheckResult) -> str:
 
 
 def inconclusive_reasons(results: Sequence[CheckResult]) -> tuple[str, ...]:
-    """Why checks could not tell, each reason once."""
+    """The reasons of INCONCLUSIVE verdicts, each once."""
     groups: dict[str, list[CheckResult]] = {}
     for r in results:
         if r.verdict is Verdict.INCONCLUSIVE:
@@ -182,8 +182,8 @@ def ending(report: Report, *, planned: int, strict: bool = False) -> Ending:
 
     Args:
         report: The results.
-        planned: How many results were expected.
-        strict: Whether INCONCLUSIVE fails.
+        planned: The number of expected results.
+        strict: Whether INCONCLUSIVE fails the audit.
     """
     counts = report.counts()
     unmeasured = planned - len(report.results)
@@ -220,7 +220,7 @@ def _share(some: Sequence[CheckResult], asked: Sequence[CheckResult], what: str 
 
 
 def dtypes_of(results: Iterable[CheckResult]) -> tuple[str, ...]:
-    """Dtypes in the usual order, others last."""
+    """The dtypes of the results: known ones in the usual order, then others."""
     seen = dict.fromkeys(r.parts.dtype for r in results)
     return (*(d for d in DTYPES if d in seen), *(d for d in seen if d not in DTYPES))
 

@@ -1,4 +1,4 @@
-"""An audit on the terminal: a line for each verdict, a progress bar where one can be drawn, and a closing summary."""
+"""An audit on the terminal: a line for each verdict, a progress bar if the output is a terminal, and a summary."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ _STYLES = {
     "INCONCLUSIVE": "yellow",
     "vacuous": "bold red",
 }
-# The width of a log file, which has none of its own.
+# The width for log files.
 _LOG_WIDTH = 120
 
 
 def make_console() -> Console:
-    """A console on standard output that still reaches it while pytest captures what candidates print."""
+    """A console that writes to standard output even while pytest captures the output of candidates."""
     file, terminal = sys.stdout, sys.stdout.isatty()
     try:
-        # Characters that the encoding lacks must not end an audit.
+        # A character that the encoding does not have must not end an audit.
         file = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding=sys.stdout.encoding, errors="replace", buffering=1)
     except (OSError, ValueError):
-        pass  # No real file, as under a test's capture.
+        pass  # Standard output is not a real file, for example because a test captures it.
     width = None if terminal or "COLUMNS" in os.environ else _LOG_WIDTH
     return Console(file=file, width=width, highlight=False, soft_wrap=False)
 
 
 class AuditView:
-    """Shows an audit while it runs. A context manager: the progress bar is gone when it ends.
+    """Shows an audit while it runs. It is a context manager, and removes the progress bar at its end.
 
     Args:
         console: Where to print.
-        total: How many verdicts are expected.
+        total: The number of expected verdicts.
     """
 
     def __init__(self, console: Console, total: int) -> None:
@@ -86,7 +86,7 @@ class AuditView:
 
 
 def verdict_line(result: CheckResult) -> Text:
-    """Verdict, check, case, worst measurement and power in one line; the reason where it is not PASS."""
+    """Verdict, check, dtype, worst measurement, power and case in one line. Without a PASS or a number, the reason."""
     word = "vacuous" if result.vacuous else result.verdict.value
     parts = result.parts
     line = Text()
@@ -116,15 +116,15 @@ def print_summary(
     command: str = "",
     seconds: float | None = None,
 ) -> None:
-    """The closing summary: what is wrong and how to see it again, then the tables, and the outcome in one sentence.
+    """Print the summary: failures and how to run one again, then the tables, and last the outcome in one sentence.
 
     Args:
         console: Where to print.
         report: The results.
         standard: The standard that decided.
-        planned: How many results were expected; None for as many as there are.
-        strict: Whether INCONCLUSIVE fails.
-        command: The audit's command line, from which one for a single failure is made; empty for none.
+        planned: The number of expected results; None for the number of results in the report.
+        strict: Whether INCONCLUSIVE fails the audit.
+        command: The audit's command line. A command for a single failure is made from it; empty for no such command.
         seconds: Wall time of the audit.
     """
     results = report.results
@@ -156,7 +156,7 @@ def _print_matrix(console: Console, results: Sequence[CheckResult]) -> None:
     for check, cells in found.rows:
         table.add_row(check, *(Text(text, style=_STYLES.get(verdict, "")) for text, verdict in cells))
     console.print()
-    console.print(Text("Verdicts, in cases:", style="bold"))
+    console.print(Text("Number of cases with each verdict:", style="bold"))
     console.print(table)
 
 
@@ -172,13 +172,17 @@ def _print_power(console: Console, results: Sequence[CheckResult]) -> None:
         cells = dict(row.cells)
         table.add_row(row.check, row.defect, *(Text(cells.get(d, "")) for d in dtypes))
     console.print()
-    title = "Would have been flagged: the smallest planted defect, relative; median over cases and tensors (worst)"
+    title = (
+        "Would have been flagged: the smallest planted defect, as a share of the values; median over tensors (worst)"
+    )
     console.print(Text(title, style="bold"))
     console.print(table)
     spots = blind_spots(results)
     if spots:
         console.print()
-        console.print(Text("Would not have been flagged: planted defects, in tensors of all cases", style="bold"))
+        console.print(
+            Text("Would not have been flagged: planted defects, and in how many tensors they were missed", style="bold")
+        )
         blind = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         for spot in spots:
             blind.add_row(spot.check, spot.words)

@@ -1,4 +1,4 @@
-"""The pytest plugin in other people's projects, and how workers share GPUs."""
+"""The pytest plugin in a project that uses ktonum, and how workers share GPUs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ON_CPU = ("--ktonum-device", "cpu", "--ktonum-dtype", "fp32")
 def project(tmp_path: Path) -> Path:
     """A project with an op, a test of its own and a ``pyproject.toml``.
 
-    Not pytester's: that takes out of this process every module that was imported meanwhile, torch's and Triton's too.
+    pytester is not used. It removes every module from this process that was imported meanwhile, also torch and Triton.
     """
     package = tmp_path / "mykernels"
     package.mkdir()
@@ -34,7 +34,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def run(project: Path, *arguments: str) -> pytest.RunResult:
-    """pytest as its users call it: not by ``python -m pytest``, which makes the project's root importable."""
+    """pytest as users call it. Not ``python -m pytest``, because that makes the project's root importable."""
     ended = run_pytest(project, *_without_cache(), *arguments)
     return _result(*ended)
 
@@ -86,7 +86,7 @@ def test_without_the_option_nothing_is_collected_nor_torch_imported(project: Pat
     result.assert_outcomes(passed=1)
 
 
-# What a worker would do that read its options: find no op, and accept no profile.
+# A worker that read these options would find no op, and would refuse the profile.
 OTHER_OPTIONS = """
 def pytest_cmdline_main(config):
     if hasattr(config, "workerinput"):
@@ -143,7 +143,7 @@ def test_a_failure_is_reported_without_our_traceback(project: Path) -> None:
     result.stdout.fnmatch_lines(
         [
             "FAIL: grad_x is wrong",
-            "  grad_x where: everywhere",
+            "  where grad_x is wrong: everywhere",
             "  grad_x looks like: scaled by *",
             "  or: pytest --ktonum 'ktonum::wrong[[]N=5,M=64]-fp32-cpu::*'",
             "  measured: grad_x/* = 0.05, * times the bound *",

@@ -1,4 +1,4 @@
-"""``ktonum audit --reproductions``: a script for each failure, which fails with the defect and passes without."""
+"""``ktonum audit --reproductions``: each failure gets a script that fails with the defect and passes without it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.throwaway_ops import write_ops
 
 
 def execute(script: Path, folder: Path) -> tuple[int, str]:
-    """A script's exit status and what it printed, run from another folder in a process of its own."""
+    """A script's exit status and output. It runs in its own process and from another folder."""
     done = subprocess.run(
         [sys.executable, str(script)],
         cwd=folder,
@@ -41,14 +41,14 @@ def test_a_script_fails_with_the_defect_and_passes_without(tmp_path: Path) -> No
     assert (status, err) == (1, ""), out
     assert len(report.failures) == 3
     (script,) = (folder / "scripts").iterdir()
-    # One class has a gradient of zero: two are the fewest that show it, or the first seed whose roundings do.
+    # With one class the gradient is zero. Two classes show the defect, or a seed for which roundings show it.
     assert script.name.startswith("wrong-N=1-M=") and script.name.endswith("-gradients-grad_x.py")
     assert f"Written: scripts/{script.name} (reduced in " in out
-    assert "grad_x where: everywhere" in out and "grad_x looks like: scaled by 1.05" in out
+    assert "where grad_x is wrong: everywhere" in out and "grad_x looks like: scaled by 1.05" in out
     text = script.read_text(encoding="utf-8")
     assert "# gradients: FAIL in wrong[N=" in text and "# grad_x looks like: scaled by 1.05" in text
     status, printed = execute(script, elsewhere)
-    assert status == 1 and printed.startswith("FAIL: grad_x is wrong\n  grad_x where: ")
+    assert status == 1 and printed.startswith("FAIL: grad_x is wrong\n  where grad_x is wrong: ")
     ops = folder / "throwaway.py"
     ops.write_text(ops.read_text(encoding="utf-8").replace("1.05 * (grad", "1.0 * (grad"), encoding="utf-8")
     status, printed, _ = run_script(script, elsewhere)
@@ -81,7 +81,7 @@ def test_one_check_of_one_case_by_public_names(tmp_path: Path) -> None:
     op = ktonum.load_op(f"{write_ops(tmp_path)}:wrong", candidate=f"{tmp_path / 'throwaway.py'}:right_")
     (case,) = (c for c in op.cases(profile="quick", dtypes=["fp32"], device="cpu") if c.point.dims["N"] == 4)
     assert ktonum.audit_case(op, case, "gradients").verdict is Verdict.PASS
-    with pytest.raises(UsageError, match="no check 'gradient' applies"):
+    with pytest.raises(UsageError, match="no check called 'gradient' applies"):
         ktonum.audit_case(op, case, "gradient")
     with pytest.raises(UsageError, match=r"has 8 ops: name one of them as .*throwaway.py:NAME"):
         ktonum.load_op(str(tmp_path / "throwaway.py"))
@@ -110,7 +110,7 @@ def test_failures_are_the_same_by_check_and_tensor_and_errors_by_their_reason() 
 
 
 def test_a_crash_leaves_the_smallest_case_until_then(tmp_path: Path) -> None:
-    """A candidate that is wrong, and ends its process at the smallest size."""
+    """The candidate is wrong, and ends its process at the smallest size."""
     write_ops(tmp_path)
     ops = tmp_path / "throwaway.py"
     crash = "def crashing(x):\n    os._exit(7) if x.shape[0] < 3 else None\n    return right_(x) * 1.5\n"
@@ -120,4 +120,4 @@ def test_a_crash_leaves_the_smallest_case_until_then(tmp_path: Path) -> None:
     case = Case("crashes", Point({"N": 3, "M": 64}), "fp32", "cpu")
     source = Source(f"{ops}:crashes", None, str(tmp_path), "precise")
     found, words = reduce_elsewhere(source, case, "forward", "output")
-    assert found.point.dims == {"N": 3, "M": 1} and words.endswith("the process died")
+    assert found.point.dims == {"N": 3, "M": 1} and words.endswith("its process died")

@@ -1,4 +1,4 @@
-"""What people read: verdict lines and the closing summary, on terminals of any kind."""
+"""Reports for people: verdict lines, the summary, the HTML page, on terminals of several kinds."""
 
 from __future__ import annotations
 
@@ -89,7 +89,11 @@ def test_a_failure_says_where_it_is_and_what_it_looks_like() -> None:
     places = (Localisation("grad_weight", "row 3", "sign flipped"), Localisation("loss", "not found: planted", ""))
     failure = replace(FAIL, localisations=places)
     text = text_of(failure)
-    for line in ("grad_weight where: row 3", "grad_weight looks like: sign flipped", "loss where: not found: planted"):
+    for line in (
+        "where grad_weight is wrong: row 3",
+        "grad_weight looks like: sign flipped",
+        "where loss is wrong: not found: planted",
+    ):
         assert line in text and line in describe_result(failure)
     assert "loss looks like" not in text
 
@@ -101,7 +105,7 @@ def test_the_page_says_where_it_is_and_what_it_looks_like(tmp_path: Path) -> Non
     assert "<td>grad_weight</td><td>row 3</td><td>scaled by &lt;2&gt;</td>" in page
 
 
-def test_a_case_is_called_by_its_parts_and_by_its_name_where_these_are_unknown() -> None:
+def test_a_case_is_called_by_its_parts_or_by_its_name_if_they_are_unknown() -> None:
     case = Case("kto", Point({"B": 3}, {"loss_type": "apo"}, "heavy-tails"), "bf16", "cpu", 12)
     assert short_case(replace(FAIL, parts=case.parts)) == "bf16 B=3,loss_type=apo (heavy-tails) +12"
     assert short_case(replace(FAIL, case="something else", parts=CaseParts())) == "something else"
@@ -140,7 +144,7 @@ def test_every_cause_has_words(cause: Cause) -> None:
 
 
 def test_a_failure_says_first_what_is_wrong_and_last_the_numbers() -> None:
-    """What, where, what it looks like, how to run it again, numbers; to one who has never read the pages."""
+    """In order: the wrong tensors, the place, the pattern, the command to run it again, and the numbers."""
     places = (Localisation("loss", "everywhere", "scaled by 2"),)
     beyond = (
         *FAIL.measurements,
@@ -151,7 +155,7 @@ def test_a_failure_says_first_what_is_wrong_and_last_the_numbers() -> None:
     lines = describe_result(replace(FAIL, measurements=beyond, localisations=places)).splitlines()
     assert lines == [
         "FAIL: y, z and 2 more are wrong",
-        "  loss where: everywhere",
+        "  where loss is wrong: everywhere",
         "  loss looks like: scaled by 2",
         "  run again: ktonum audit OP --only 'kto[B=3,T=65]-bf16-cpu::forward'",
         "  or: pytest --ktonum 'ktonum::kto[B=3,T=65]-bf16-cpu::forward'",
@@ -159,7 +163,7 @@ def test_a_failure_says_first_what_is_wrong_and_last_the_numbers() -> None:
         "  measured: z/signed_bias is NaN (rounding-error analysis, precise)",
         "  measured: loss/relative_norm = 325, 650 times the bound 0.5 (rounding-error analysis, precise) at [3, 17]",
         "  measured: loss at expanded ones/element: 3 times the bound (rounding-error analysis, precise)",
-        "  decided by the standard precise; meets eager",
+        "  the standard precise decides; the candidate meets eager here",
     ]
 
 
@@ -208,7 +212,7 @@ def test_the_summary_of_a_pass_says_what_would_have_been_caught() -> None:
     assert "What is wrong" not in text
 
 
-def test_a_failure_is_told_with_its_worst_case_and_how_to_see_it_again() -> None:
+def test_a_failure_is_reported_with_its_worst_case_and_a_command_to_run_it_again() -> None:
     text = text_of(
         result(dims={"B": 1}, dtype="fp32"),
         FAIL,
@@ -217,14 +221,14 @@ def test_a_failure_is_told_with_its_worst_case_and_how_to_see_it_again() -> None
         width=400,
     )
     assert "forward fails on 3 of 4 cases" in text
-    first = text.splitlines().index("      bf16: 2 of 2 cases fail; loss is wrong, worst in B=3,T=65")
+    first = text.splitlines().index("      bf16: 2 of 2 cases fail, the worst is B=3,T=65: loss is wrong")
     number = "loss/relative_norm = 325, 650 times the bound 0.5 (rounding-error analysis, precise) at [3, 17]"
     assert text.splitlines()[first + 1] == f"        measured: {number}"
     assert "fp16: 1 of 1 cases fail" in text
     order = [
         "What is wrong:",
         "To run one failure again:",
-        "Verdicts, in cases:",
+        "Number of cases with each verdict:",
         "Standard precise",
         "The audit fails",
     ]
@@ -234,7 +238,7 @@ def test_a_failure_is_told_with_its_worst_case_and_how_to_see_it_again() -> None
     assert "Standard precise (it decides): met in fp32; missed in bf16 (forward); fp16 (forward)." in text
 
 
-def test_errors_of_one_kind_are_told_once() -> None:
+def test_errors_of_one_kind_are_reported_once() -> None:
     group = [
         result(
             Verdict.ERROR, check=c, dims=d, reason="the candidate raised ValueError: no", details="a\nb\nValueError: no"
@@ -300,7 +304,7 @@ def _of_kinds(*powers: Power) -> CheckResult:
     return replace(result(), power=powers)
 
 
-def test_defects_that_would_have_passed_are_told_by_check_and_kind() -> None:
+def test_defects_that_would_have_passed_are_listed_by_check_and_kind() -> None:
     results = (
         _of_kinds(
             Power("loss", "truncated", "", None), Power("grad_x", "one row zero", "", 1.0, "at V = 2048, positive")
@@ -333,7 +337,7 @@ def test_defects_that_would_have_passed_are_told_by_check_and_kind() -> None:
         ((Power("x", "halved", "", None),), ""),
     ],
 )
-def test_the_weakest_power_is_that_of_scalings_where_there_are_any(powers: tuple[Power, ...], weakest: str) -> None:
+def test_the_weakest_power_is_that_of_scalings_if_there_are_any(powers: tuple[Power, ...], weakest: str) -> None:
     assert weakest_power(_of_kinds(*powers)) == weakest
 
 

@@ -1,6 +1,6 @@
-"""Reducing a failing case in a process of its own: at another size the candidate may crash or hang.
+"""Reduces a failing case in a separate process, because the candidate may crash or hang at another size.
 
-The process prints each smaller case as soon as it finds one. After a crash, the last one printed is the result.
+The process prints each smaller case as soon as it finds it. After a crash, the last printed case is the result.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ktonum.declare.cases import Case
 __all__ = ["Source", "reduce_elsewhere"]
 
 _DONE = "done"
-# Candidates may print, too.
+# Begins the lines of the reduction, because candidates may print, too.
 _MARK = "ktonum-reduction "
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where an op under audit comes from, and what it is held to.
+    """Where an op under audit comes from, and the standard that decides.
 
     Attributes:
         target: ``module:attr`` or ``path/file.py:attr``.
-        candidate: What replaces the op's candidate; None for nothing.
-        folder: Where modules are looked for.
+        candidate: The target that replaces the op's candidate; None if nothing replaces it.
+        folder: The folder in which modules are looked up.
         standard: ``precise`` or ``eager``.
     """
 
@@ -41,13 +41,13 @@ class Source:
 def reduce_elsewhere(
     source: Source, case: Case, check: str, tensor: str, *, timeout: float | None = None
 ) -> tuple[Case, str]:
-    """The smallest case found that fails in the same way, and how the search ended, in words.
+    """The smallest case found that fails in the same way, and a phrase that says how the search ended.
 
     Args:
         source: The op.
         case: A case that fails.
         check: The check that fails.
-        tensor: The tensor it fails on.
+        tensor: The tensor that fails.
         timeout: Seconds until the search counts as hung; None for no limit.
     """
     task = {"source": vars(source), "case": _record(case), "check": check, "tensor": tensor}
@@ -64,7 +64,7 @@ def reduce_elsewhere(
     smallest = _case(case, smaller[-1]) if smaller else case
     finished = next((t[_DONE] for t in told if _DONE in t), None)
     if finished is None:
-        return smallest, ended or "the search for a smaller case ended early: the process died"
+        return smallest, ended or "the search for a smaller case ended early, because its process died"
     return smallest, finished
 
 
@@ -87,7 +87,7 @@ def _case(like: Case, record: dict[str, Any]) -> Case:
 
 
 def _main() -> None:
-    """Read a task from standard input, reduce its case, and print each smaller one that fails as a line of JSON."""
+    """Read a task from standard input, reduce its case, and print each smaller case that fails as a line of JSON."""
     task = json.load(sys.stdin)
     given = task["case"]
     prepare_environment(given["device"])
@@ -98,7 +98,7 @@ def _main() -> None:
     from ktonum.auditing.reduce.smallest_case import smallest_case
     from ktonum.declare.cases import Point
 
-    torch.set_num_threads(1)  # as an audit's items run
+    torch.set_num_threads(1)  # as in an audit
     source = Source(**task["source"])
     op = load_op(source.target, candidate=source.candidate, folder=source.folder)
     point = Point(given["dims"], given["parameters"], given["distribution"])
@@ -111,7 +111,7 @@ def _main() -> None:
     found = smallest_case(
         op, case, task["check"], task["tensor"], standard=source.standard, on_smaller=lambda c: tell(_record(c))
     )
-    end = "the budget" if found.exhausted else "no smaller case fails"
+    end = "no more runs are allowed" if found.exhausted else "no smaller case fails"
     tell({_DONE: f"reduced in {found.runs} run{'s' * (found.runs != 1)}: {end}"})
 
 

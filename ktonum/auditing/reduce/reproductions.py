@@ -1,4 +1,4 @@
-"""One script for each distinct failure of an audit, which runs that check on that case and nothing else."""
+"""Writes a script for each distinct failure of an audit. The script runs one check on one case."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ktonum.results import CheckResult, Verdict
 
 __all__ = ["Source", "distinct", "script", "write_reproductions"]
 
-# File systems take names of 255 bytes.
+# File systems accept names of up to 255 bytes.
 _LONGEST_NAME = 150
 
 
@@ -32,11 +32,11 @@ def write_reproductions(
         failures: Results that fail an audit.
         cases: Cases by name.
         source: Where the op comes from.
-        folder: Made if it is not there and something failed.
+        folder: The folder for the scripts; created if it is needed and not there.
         timeout: Seconds for the search for a smaller case; None for no limit.
 
     Yields:
-        The file, and in words how its case was found.
+        The file, and a phrase that says how its case was found.
     """
     for failure in distinct(failures, cases):
         folder.mkdir(exist_ok=True)
@@ -50,7 +50,7 @@ def write_reproductions(
 
 
 def distinct(failures: Sequence[CheckResult], cases: Mapping[str, Case]) -> tuple[CheckResult, ...]:
-    """One failure for each check and tensor, of several the one with the smallest dims; errors by their reason."""
+    """One failure for each check and tensor, with the smallest dims; one ERROR for each reason."""
     groups: dict[tuple[str, ...], list[CheckResult]] = {}
     for r in failures:
         if r.case in cases:
@@ -60,7 +60,7 @@ def distinct(failures: Sequence[CheckResult], cases: Mapping[str, Case]) -> tupl
 
 
 def _tensor(result: CheckResult) -> str:
-    """The worst failing tensor; empty for checks that measure none."""
+    """The worst failing tensor; empty for checks that do not measure tensors."""
     return result.localisations[0].tensor if result.localisations else ""
 
 
@@ -70,13 +70,13 @@ def _file_name(case: Case, check: str, subject: str) -> str:
 
 
 def script(failure: CheckResult, case: Case, source: Source, words: str) -> str:
-    """The text of a script that exits with status 1 while ``failure`` is there, and with 0 when it is gone.
+    """The text of a script that exits with status 1 as long as the check fails, and with 0 when it does not.
 
     Args:
-        failure: The failure, as the audit met it.
-        case: Where to run it: the failure's own case, or a smaller one.
+        failure: The failure in the audit.
+        case: The case to run: that of the failure, or a smaller one.
         source: Where the op comes from.
-        words: How the case was found.
+        words: A phrase that says how the case was found.
     """
     place, _, attribute = source.target.rpartition(":")
     target = f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else source.target
@@ -88,8 +88,8 @@ def script(failure: CheckResult, case: Case, source: Source, words: str) -> str:
         f"{failure.check}: {failure.verdict} in {failure.case}",
         reason_words(failure),
         *(line for found in failure.localisations[:1] for line in place_lines(found)),
-        f"Run here: {case.name}; {words}.",
-        f"Written by ktonum {__version__}. Exit status 1 while it fails, 0 when it does not.",
+        f"This script runs {case.name}; {words}.",
+        f"Written by ktonum {__version__}. The exit status is 1 if the check fails, and 0 if it does not.",
     ]
     told = "\n".join(f"# {line}" for text in story for line in text.splitlines())
     interpreted = 'os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported\n'

@@ -1,4 +1,4 @@
-"""The smallest case at which a failure still shows: fewer and smaller dims, and the first seed that shows it."""
+"""The smallest case that still fails: dims are made smaller, and another seed is used if it is needed."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ktonum.results import CheckResult, Verdict
 
 __all__ = ["MOST_RUNS", "SmallestCase", "fails_with", "reduced", "smallest_case"]
 
-#: Runs of the check that a reduction may take.
+#: The largest number of runs of the check in one reduction.
 MOST_RUNS = 24
-# Seeds tried at sizes where the case's own shows nothing.
+# Offsets of the seed, in the order in which they are tried.
 _OFFSETS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
 class SmallestCase:
-    """What a reduction came to.
+    """The result of a reduction.
 
     Attributes:
-        case: The smallest case found that fails; the given one where none smaller does.
-        runs: How often the check was run.
-        exhausted: Whether the budget of runs ended the search.
+        case: The smallest case found that fails; the given case if no smaller one fails.
+        runs: The number of runs of the check.
+        exhausted: Whether the search ended because no more runs were allowed.
     """
 
     case: Case
@@ -48,7 +48,7 @@ def smallest_case(
         op: The op under audit.
         case: A case that fails.
         check: The check's name.
-        tensor: The tensor's name, in whichever context.
+        tensor: The tensor's name; its context may differ.
         standard: The standard that decides.
         on_smaller: Called with each smaller case that fails.
     """
@@ -63,17 +63,17 @@ def smallest_case(
 
 
 def fails_with(result: CheckResult, tensor: str) -> bool:
-    """Whether a result is a FAIL in the tensor that is called so; any FAIL for an empty name."""
+    """Whether a result is a FAIL in the tensor of this name. With an empty name, any FAIL counts."""
     if result.verdict is not Verdict.FAIL:
         return False
     return not tensor or any(m.tensor == tensor for m in result.measurements if not m.within)
 
 
 def reduced(case: Case, fails: Callable[[Case], bool], *, most_runs: int = MOST_RUNS) -> SmallestCase:
-    """Shrink one dim at a time, the largest first, until nothing smaller fails or ``most_runs`` are spent.
+    """Make one dim smaller at a time, the largest first, until no smaller case fails or ``most_runs`` runs are used.
 
-    A smaller case has other inputs, and may be right by luck: when no size fails any more at the case's own seed,
-    further ones are tried.
+    A smaller case has other inputs, and may be right by luck. If no smaller size fails with the first seed, further
+    seeds are tried.
     """
     runs = 0
     tried = {case.name}
@@ -95,7 +95,7 @@ def reduced(case: Case, fails: Callable[[Case], bool], *, most_runs: int = MOST_
 
 
 def _smaller(case: Case, offset: int) -> Iterator[Case]:
-    """The case with one dim smaller, the largest dim first and its smallest size first."""
+    """The case with one smaller dim: the largest dim first, and for each dim its smallest size first."""
     dims = case.point.dims
     for name, size in sorted(dims.items(), key=lambda item: -item[1]):
         for less in _sizes(size):
@@ -104,6 +104,6 @@ def _smaller(case: Case, offset: int) -> Iterator[Case]:
 
 
 def _sizes(size: int) -> list[int]:
-    """One, a quarter, a half, and one beyond the last power of two: the least of a tile that is not whole."""
+    """1, a quarter, a half, and the last power of two plus 1, which leaves one element in an incomplete tile."""
     edge = 1 << max(0, (size - 2).bit_length() - 1)
     return sorted({1, size // 4, size // 2, edge + 1} & set(range(1, size)))
