@@ -1,7 +1,7 @@
-"""Which worker uses which GPU: leases by file lock.
+"""Decides which worker uses which GPU. A lease is a lock on a file in the run's folder.
 
-A worker's number cannot decide it, because the worker that replaces gw2 may be gw4. A lease is a lock on a file in the
-run's folder. The system releases it when the worker ends, however it ends.
+The worker's number cannot decide it, because the worker that replaces gw2 may be gw4. When a worker ends or crashes,
+the system releases its lock.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import IO
 
 __all__ = ["GpuLease", "lease_gpu", "use_gpu", "visible_gpus"]
 
-# More workers than this on one GPU is a mistake: each needs memory for a CUDA context of its own.
+# More workers than this on one GPU are a mistake, because each needs memory for its own CUDA context.
 _MOST_PER_GPU = 64
 
 
 class GpuLease:
-    """This process's right to use a GPU, until it ends or `release` is called.
+    """The right of this process to use a GPU, until the process ends or `release` is called.
 
     Attributes:
         gpu: Its name in ``CUDA_VISIBLE_DEVICES``: an index or a UUID.
-        slot: 0 for the GPU's first worker, 1 for its second ...
+        slot: 0 for the GPU's first worker, 1 for its second one, and so on.
     """
 
     def __init__(self, gpu: str, slot: int, file: IO[str]) -> None:
@@ -41,19 +41,19 @@ def visible_gpus() -> tuple[str, ...]:
     """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them, without initialising CUDA."""
     import torch
 
-    # Through NVML: torch.cuda.is_available() would read CUDA_VISIBLE_DEVICES for good.
+    # Counts through NVML. After torch.cuda.is_available(), torch would not read CUDA_VISIBLE_DEVICES again.
     count = torch.cuda.device_count()
     listed = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return tuple(listed[:count]) if len(listed) >= count and listed else tuple(map(str, range(count)))
 
 
 def lease_gpu(folder: Path, gpus: Sequence[str]) -> GpuLease:
-    """Lease the least used GPU.
+    """Lease the GPU with the fewest workers.
 
-    Every GPU's first slot is tried before any second one, so that workers spread evenly.
+    The first slot of every GPU is tried before the second slot of any GPU, so that workers spread evenly.
 
     Args:
-        folder: Shared by the workers of one run and by nobody else.
+        folder: A folder for the workers of this run only.
         gpus: Names of the GPUs, in the same order in every worker.
 
     Raises:
@@ -63,14 +63,14 @@ def lease_gpu(folder: Path, gpus: Sequence[str]) -> GpuLease:
         for number, gpu in enumerate(gpus):
             file = (folder / f"gpu{number}-slot{slot}.lock").open("w", encoding="utf-8")
             try:
-                # A POSIX lock: unlike flock's, it stays with this process and is not shared by children it forks, which
-                # may outlive it.
+                # A POSIX lock. Forked children do not share it, but they would share a lock of flock, and they may live
+                # longer than this process.
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 file.close()
                 continue
             return GpuLease(gpu, slot, file)
-    raise RuntimeError(f"no free slot on {len(gpus)} GPUs, {_MOST_PER_GPU} workers each: start fewer workers")
+    raise RuntimeError(f"all {_MOST_PER_GPU} worker slots on each of {len(gpus)} GPUs are taken: start fewer workers")
 
 
 def use_gpu(lease: GpuLease, gpus: Sequence[str]) -> None:

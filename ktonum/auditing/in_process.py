@@ -30,18 +30,18 @@ def audit(
 ) -> Report:
     """Run every check on every case of ``op`` and collect the verdicts.
 
-    One process and one device; ``ktonum audit`` on the command line spreads the same work over GPUs.
+    This uses one process and one device. ``ktonum audit`` on the command line spreads the same work over GPUs.
 
     Args:
         op: The op under audit.
-        dtypes: Names among bf16, fp16, fp32, fp64, as a sequence or comma-separated; None for all.
+        dtypes: Some of bf16, fp16, fp32 and fp64, as a sequence or separated by commas; None for all.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         profile: ``quick`` or ``full``.
         standard: ``precise`` or ``eager``.
         on_result: Called with each result as it comes.
 
     Raises:
-        UsageError: An argument is not among those accepted. What the candidate does gives verdicts, not exceptions.
+        UsageError: An argument is not accepted. Exceptions of the candidate become verdicts instead.
     """
     names = parse_dtypes(dtypes if dtypes is None or isinstance(dtypes, str) else tuple(dtypes))
     kind = resolve_device(device)
@@ -59,23 +59,23 @@ def audit(
 
 
 def audit_case(op: Op, case: Case, check: str, *, standard: str = "precise") -> CheckResult:
-    """Put one question to one case, in this process.
+    """Run one check on one case, in this process.
 
     Args:
         op: The op under audit.
-        case: The case; its op's name is that of ``op``.
+        case: A case of ``op``.
         check: The check's name, e.g. ``gradients``.
         standard: ``precise`` or ``eager``.
 
     Raises:
-        UsageError: No such check applies to the case, or device or standard is not among those accepted.
+        UsageError: No check of this name applies to the case, or the device or the standard is not accepted.
     """
     resolve_device(case.device)
     return run_check(check_named(op, case, check), CaseContext(op, case), standard)
 
 
 def audit_items(op: Op, *, profile: str, dtypes: Sequence[str], device: str) -> list[tuple[Case, str]]:
-    """Every (case, check name) of an audit, the checks of a case together."""
+    """Every pair (case, check name) of an audit. The checks of a case follow each other."""
     return [
         (case, check.name)
         for case in op.cases(profile=profile, dtypes=dtypes, device=device)

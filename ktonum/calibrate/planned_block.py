@@ -1,4 +1,4 @@
-"""A calibration as items of a session: one for each block of seeds. Its samples go to a file."""
+"""A calibration as items of a session. Each item is a block of seeds, and writes its samples to a file."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ __all__ = ["PlannedBlock", "SamplesFile", "planned_blocks"]
 
 
 class SamplesFile:
-    """The file, read once in each process."""
+    """The file of samples, which each process reads once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._kept = read_samples(path)
 
     def has(self, block: Block) -> bool:
-        """Whether the block was measured before, with the same code, versions and device."""
+        """Whether the file has the block's samples, measured with the same code, versions and device."""
         kept = self._kept.get(block.name)
         return kept is not None and kept[0] == made_with(block)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedBlock(PlannedItem):
-    """Measures a block unless its samples are in the file.
+    """Measures a block, unless its samples are in the file.
 
-    Samples decide nothing, so that the result is INCONCLUSIVE. It is FAIL where an error is beyond the derived bound:
-    the candidate or the bound is wrong, and no tolerance can rest on these samples. They are kept all the same.
+    Samples decide nothing, so the result is INCONCLUSIVE. It is FAIL if an error is beyond the derived bound: then the
+    candidate or the bound is wrong, and tolerances cannot be made from these samples. The file keeps them anyway.
     """
 
     block: Block
@@ -49,7 +49,7 @@ class PlannedBlock(PlannedItem):
         return cls(case=block.case, check=f"{block.seeds} seeds of {block.candidate}", block=block, file=file)
 
     def run(self) -> CheckResult:
-        """Measure it."""
+        """Measure the block."""
         started = time.perf_counter()
         result = self._measure()
         return replace(result, seconds=time.perf_counter() - started)
@@ -68,7 +68,7 @@ class PlannedBlock(PlannedItem):
         except (CandidateError, InputError) as error:
             first, _, rest = str(error).partition("\n")
             return result(Verdict.ERROR, Cause.CANDIDATE_WRONG, first, rest)
-        except UsageError as error:  # it lacks what the point asks for
+        except UsageError as error:  # the candidate lacks a feature of the point
             return result(Verdict.ERROR, Cause.CANNOT_RUN, str(error))
         except Exception as error:
             words = f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""What a calibration measures: blocks of fresh seeds at an op's points, by implementations held to be right."""
+"""The work of a calibration: blocks of new seeds at an op's points, with implementations that are taken to be right."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from ktonum.declare.op import Op
 
 __all__ = ["Block", "Wanted", "blocks_of", "candidates_in_words", "right_candidates"]
 
-# Seeds that one worker measures together, and that are lost when it is killed.
+# Number of seeds that one worker measures together. If the worker is killed, they are lost.
 _SEEDS = 20
-# Every op's own candidate, by this name.
+# The name of every op's own candidate.
 _OWN = "own"
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be measured of an op.
+    """The measurements that a calibration takes of an op.
 
     Attributes:
-        candidates: Names or targets of candidates; none: `right_candidates`.
+        candidates: Names or targets of candidates; if empty, `right_candidates`.
         profile: ``quick`` or ``full``.
         dtypes: Names of dtypes.
         device: ``cpu`` or ``cuda``.
         first_seed: The offset of the first case.
-        seeds: How many inputs are drawn at each point, dtype and candidate.
+        seeds: The number of draws of the inputs for each point, dtype and candidate.
     """
 
     candidates: tuple[str, ...]
@@ -43,8 +43,8 @@ class Block:
     Attributes:
         op: The op with that candidate.
         candidate: The candidate's short name; ``own`` for the op's own.
-        case: The case of the first seed; the others differ in their offset.
-        seeds: How many there are.
+        case: The case of the first seed; those of the other seeds differ in the offset.
+        seeds: The number of seeds.
     """
 
     op: Op
@@ -54,12 +54,12 @@ class Block:
 
     @property
     def name(self) -> str:
-        """Of the samples that are taken: a block of as many seeds by the same candidate has the same."""
+        """The name of the block's samples: case of the first seed, number of seeds, and candidate."""
         return f"{self.case.name} x{self.seeds} by {self.candidate}"
 
     @property
     def stratum(self) -> tuple[str, str]:
-        """Point and candidate: the samples of one stratum differ in their seed alone."""
+        """Case without its offset, and candidate: the samples of one stratum differ only in their seed."""
         return replace(self.case, offset=0).name, self.candidate
 
     def cases(self) -> list[Case]:
@@ -68,10 +68,10 @@ class Block:
 
 
 def right_candidates(op: Op, dtype: str) -> tuple[str, ...]:
-    """Names of the implementations that a calibration takes to be right: the op's own.
+    """Names of the implementations that a calibration takes to be right: usually the op's own candidate.
 
-    Where the op has a candidate ``upcast``, its reference in float32 that is rounded once, that one takes the place of
-    its own in 16 bits, where published functions may store what they should not; and joins it in float32.
+    An op may have a candidate ``upcast``: its reference in float32, rounded once. In 16-bit dtypes ``upcast`` replaces
+    the op's own candidate, because published functions may round intermediate values there. In float32 both are used.
     """
     if "upcast" not in op.candidates or dtype == "fp64":  # in float64 it would be the oracle itself
         return (_OWN,)
@@ -79,7 +79,7 @@ def right_candidates(op: Op, dtype: str) -> tuple[str, ...]:
 
 
 def candidates_in_words(op: Op, wanted: Wanted) -> str:
-    """E.g. ``own in fp64; upcast in bf16``; own is the op's own candidate, by its target where it is known by one."""
+    """E.g. ``own in fp64; upcast in bf16``. If known, the target or name of the op's candidate replaces ``own``."""
     by_name: dict[str, list[str]] = {}
     for dtype in wanted.dtypes:
         for name in wanted.candidates or right_candidates(op, dtype):
@@ -89,13 +89,13 @@ def candidates_in_words(op: Op, wanted: Wanted) -> str:
 
 
 def blocks_of(op: Op, wanted: Wanted) -> list[Block]:
-    """The blocks of an op, those of a case together.
+    """The blocks of an op. The blocks of a case follow each other.
 
-    Points that name their checks are left out: growing sizes, edges of tiles and production sizes are there for one
-    question each, and would take most of the time.
+    Points that name their checks are left out. Such points have growing sizes, edges of tiles or production sizes for
+    single checks, and would take most of the time.
 
     Raises:
-        UsageError: A candidate is unknown, or the profile is.
+        UsageError: A candidate or the profile is unknown.
     """
     found = []
     for case in op.cases(profile=wanted.profile, dtypes=wanted.dtypes, device=wanted.device):

@@ -1,4 +1,4 @@
-"""What a process of a run sets up, what a worker finds there, and which device a name stands for."""
+"""The environment that a run sets up, the environment that a worker finds, and the names of devices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VARIABLES = ("TRITON_INTERPRET", "OMP_NUM_THREADS", "PYTEST_XDIST_WORKER", "KTON
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without these variables; afterwards as before."""
+    """Removes these variables, and restores them afterwards."""
     for name in (*VARIABLES, "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -44,10 +44,10 @@ def test_only_a_worker_of_the_controller_joins_its_run(monkeypatch: pytest.Monke
     with AuditProcess.begin("auto") as first:
         assert first.device == "cuda" and first.gpus == ("0", "1")
         monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw4")
-        # A process that a worker started: it has the variables, but another parent.
+        # A process that a worker started has the variables, but another parent.
         assert AuditProcess.join() is None
         monkeypatch.setattr("os.getppid", os.getpid)
-        # From here on, torch sees no GPU: a worker does not ask again.
+        # From here on torch sees no GPU, so a worker must not ask again.
         monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
         joined = AuditProcess.join()
         assert joined is not None and joined.lease is not None

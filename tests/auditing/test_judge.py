@@ -1,4 +1,4 @@
-"""Whatever a candidate does, a verdict comes back; and the same one whatever ran before."""
+"""Every candidate gets a verdict, and the verdict does not depend on earlier runs."""
 
 from __future__ import annotations
 
@@ -87,13 +87,13 @@ def test_running_out_of_memory_is_inconclusive(name: str, dtype: str) -> None:
     "message", ["CUDA error: out of memory\nCUDA kernel errors ...", "Triton Error [CUDA]: out of memory"]
 )
 @pytest.mark.parametrize("name", ["forward", "linearity"])
-def test_so_is_what_the_driver_says_past_the_allocator(name: str, message: str) -> None:
+def test_running_out_of_memory_in_the_driver_is_inconclusive(name: str, message: str) -> None:
     result = _run(_raising(RuntimeError(message)), name)
     assert result.verdict is Verdict.INCONCLUSIVE, result.reason
     assert "out of memory" in result.reason and "\n" not in result.reason
 
 
-def test_an_error_that_mentions_memory_is_none_of_these() -> None:
+def test_another_error_that_mentions_memory_is_an_error() -> None:
     result = _run(_raising(RuntimeError("the candidate's pool is out of memory")), "forward")
     assert result.verdict is Verdict.ERROR
 
@@ -140,7 +140,7 @@ def test_a_lost_gradient_is_an_error_that_names_the_input() -> None:
     assert result.verdict is Verdict.ERROR and "weight" in result.reason and "gradient" in result.reason
 
 
-def test_a_failure_says_what_where_and_against_which_bound() -> None:
+def test_a_failure_names_tensor_place_and_bound() -> None:
     def one_wrong(gradient: Tensor) -> Tensor:
         wrong = gradient.clone()
         wrong[4, 7] += 1.0
@@ -210,13 +210,13 @@ def test_devices_resolve() -> None:
     assert resolve_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_an_audit_runs_every_check_on_every_case_and_tells_as_it_goes() -> None:
+def test_an_audit_runs_every_check_on_every_case_and_passes_on_each_result() -> None:
     told: list[CheckResult] = []
     report = audit(RMS_NORM, device="cpu", on_result=told.append)
     assert tuple(told) == report.results and report.ok
     items = audit_items(RMS_NORM, profile="quick", dtypes=ALL, device="cpu")
     assert [(r.case, r.check) for r in report.results] == [(case.name, name) for case, name in items]
-    # gradcheck is for float64.
+    # gradcheck is for float64 only.
     assert sum(name == "gradcheck" for _, name in items) == 1
 
 
@@ -265,7 +265,9 @@ def test_seeds_derive_from_names_alone() -> None:
     for case in cases:
         assert case.seed == seed_of(case.name) == replace(case).seed
         assert 0 <= case.seed < 2**63
-    assert seed_of("kto") == 603968977963316029  # of every version and machine: reports are compared across them
+    assert (
+        seed_of("kto") == 603968977963316029
+    )  # the same for every version and machine, because a gate compares their reports
 
 
 def _odd_result() -> CheckResult:
@@ -291,9 +293,9 @@ def test_a_report_survives_json(tmp_path: Path) -> None:
     report = Report((_odd_result(), CheckResult("c", "d", Verdict.INCONCLUSIVE)), {"torch": "2", "n": math.inf})
     report.to_json(tmp_path / "report.json")
     text = (tmp_path / "report.json").read_text(encoding="utf-8")
-    assert "NaN" not in text and "Infinity" not in text  # strict readers refuse them
+    assert "NaN" not in text and "Infinity" not in text  # strict JSON parsers refuse them
     again = Report.from_json(tmp_path / "report.json")
-    # NaN equals nothing, so the records are compared, in which it is text.
+    # NaN is not equal to itself. In records it is text, so the records are compared.
     assert [r.to_record() for r in again.results] == [r.to_record() for r in report.results]
     first = again.results[0]
     assert first.measurements[0].value == math.inf and first.measurements[1].bound == math.inf
@@ -302,13 +304,13 @@ def test_a_report_survives_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"schema": "other"}'])
-def test_what_is_no_report_is_refused(text: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_report_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"not a ktonum report.*'ktonum-report/2' or 'ktonum-report/1' is accepted"):
         Report.from_json(tmp_path / "other.json")
 
 
-def test_nan_is_never_within_and_uses_all() -> None:
+def test_nan_is_beyond_every_bound() -> None:
     nan, none = Measurement("t", "m", math.nan, math.inf), Measurement("t", "m", 1e-30, 0.0)
     assert not nan.within and nan.use == math.inf
     assert not none.within and none.use == math.inf
@@ -324,8 +326,8 @@ def test_reports_are_ok_only_with_results_and_without_failures() -> None:
     assert not Report((CheckResult("c", "e", Verdict.PASS),)).ok
 
 
-def test_differences_of_an_output_that_is_rightly_not_finite_are_inconclusive() -> None:
-    """The logarithm of a number below 0 is NaN, and NaN has no differences."""
+def test_gradcheck_of_an_output_that_is_rightly_not_finite_is_inconclusive() -> None:
+    """The logarithm of a number below 0 is NaN, and NaN has no finite differences."""
 
     def logarithm(x: Tensor) -> Tensor:
         return torch.where(torch.arange(len(x)) == 0, -x.abs(), x.abs() + 1).log()

@@ -1,4 +1,4 @@
-"""Settings: built once, the same in every worker, and a plan that is the same in every process."""
+"""Settings are built once and are the same in every worker. The plan is the same in every process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from subjects.small_ops import RMS_NORM
 from support.command_line import run
 from support.throwaway_ops import write_ops
 
-# A value for each type of field, other than any default.
+# A value for each type of field that differs from all defaults.
 OTHER: dict[str, Any] = {
     "str": "other",
     "str | None": "other",

@@ -1,4 +1,4 @@
-"""The smallest case at which a failure shows: the search on plain predicates, and on planted defects."""
+"""The search for the smallest failing case, on simple predicates and on planted defects."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ def test_the_number_of_runs_is_bounded() -> None:
     assert len({case.name for case in seen}) == MOST_RUNS
 
 
-def test_a_seed_is_changed_only_where_the_own_one_shows_nothing() -> None:
+def test_another_seed_is_tried_only_if_the_first_one_shows_nothing() -> None:
     small = replace(CASE, point=Point({"N": 2}))
     found = reduced(small, lambda case: case.offset == 1)
     assert (found.case.point.dims, found.case.offset) == ({"N": 1}, 1)
     assert found.case.seed != replace(found.case, offset=0).seed
 
 
-def test_a_planted_defect_is_reduced_to_what_shows_it() -> None:
+def test_a_planted_defect_is_reduced_to_the_smallest_dims_that_show_it() -> None:
     op = replace(SOFTMAX_LOSS, candidate=softmax_loss_with(gradient={"x": last_tile_missing}))
     (case,) = op.cases(profile="quick", dtypes=["fp32"], device="cpu")
     told: list[Case] = []
     found = smallest_case(op, case, "gradients", "grad_x", on_smaller=told.append)
     assert found.runs <= MOST_RUNS and told[-1] == found.case
-    # One class has no gradient: two are the fewest, of whichever rows there are.
+    # One class has no gradient, so two classes are the fewest. The number of rows does not matter.
     assert found.case.point.dims == {"N": 1, "V": 2}, found
     result = run_check(check_named(op, found.case, "gradients"), CaseContext(op, found.case))
     assert result.verdict is Verdict.FAIL and fails_with(result, "grad_x")

@@ -11,7 +11,7 @@ import pytest
 
 from ktonum.auditing.worker_crashes import CrashTrace, context_lost
 
-# As faulthandler writes it: the main thread last, extension modules behind it.
+# The format of faulthandler: the main thread comes last, and extension modules after it.
 FATAL = """Fatal Python error: Segmentation fault
 
 Thread 0x00007f01 (most recent call first):
