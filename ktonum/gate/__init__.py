@@ -1,1 +1,1 @@
-"""`ktonum gate`: an audit is compared with an earlier one, its baseline, for CI that must not let errors grow."""
+"""`ktonum gate` compares an audit with an earlier one, its baseline, so that CI fails if errors grow."""

@@ -1,4 +1,4 @@
-"""Compares an audit with its baseline: what is new, what grew, and what caused it."""
+"""Compares an audit with its baseline: new failures, errors that grew, and the cause of each."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ktonum.results import CheckResult, Report, Verdict
 
 __all__ = ["Attribution", "Failure", "Gate", "Growth", "hold_against"]
 
-# Differences of these are another device; a count of devices or a driver's version is not.
+# A difference in one of these means another device. The number of devices and the CUDA version do not count.
 _DEVICE = ("device name", "device capability", "device multiprocessors")
 
 
 class Attribution(StrEnum):
-    """What caused a change for the worse, as far as two audits tell."""
+    """The cause of a change for the worse, as far as two audits can show it."""
 
     KERNEL_WORSE = "kernel worse"
     REFERENCE_BETTER = "reference better"
@@ -31,7 +31,7 @@ class Attribution(StrEnum):
 
 @dataclass(frozen=True)
 class Failure:
-    """A result that fails now and did not in the baseline; ``before`` is its verdict there, empty for a new one."""
+    """A result that fails now and did not fail in the baseline. ``before`` is its verdict there; empty if it is new."""
 
     result: CheckResult
     before: str
@@ -48,25 +48,27 @@ class Growth:
 
 @dataclass(frozen=True)
 class Gate:
-    """What an audit amounts to beside its baseline.
+    """The differences between an audit and its baseline.
 
     Attributes:
         failures: New failures.
-        growths: What grew beyond chance, the surest first.
-        vanished: Results that the baseline has and the audit lacks.
-        undecided: Results that are INCONCLUSIVE now and were not.
-        fixed: Results that failed in the baseline and do not now.
-        standards: For each lost standard that did not decide, and each cause, the number of results.
+        growths: Errors that grew beyond chance, the smallest p-value first.
+        vanished: Results that the baseline has and the audit does not have.
+        undecided: Results that are INCONCLUSIVE now and were not in the baseline.
+        fixed: Results that failed in the baseline and neither fail nor are INCONCLUSIVE now.
+        standards: The number of results that no longer meet a standard which does not decide, by standard and cause.
         shrunk: Errors that shrank beyond chance.
-        new: Results that the baseline lacks.
-        known: Failures in both.
-        environment: Versions, device and settings that differ: before and now by name.
-        device_new: Whether the device is another.
-        compared: How many results both have; ``cases`` of how many cases.
-        changed: How many of the errors in both have changed, ``errors`` how many there are.
+        new: Results that the baseline does not have.
+        known: Results that fail in both audits.
+        environment: Versions, device and settings that differ: their values before and now, by name.
+        device_new: Whether the two audits used different devices.
+        compared: The number of results that both audits have.
+        cases: The number of cases of these results.
+        changed: The number of errors that differ between the audits.
+        errors: The number of errors that both audits have.
         enough_cases: Whether there are enough changed cases to tell growth from chance.
-        unfinished: How many planned results the current audit lacks.
-        strict: Whether what needs a new baseline fails: growth on a new device, and what became INCONCLUSIVE.
+        unfinished: The number of planned results that the current audit does not have.
+        strict: Whether growth on a new device and results that became INCONCLUSIVE fail the gate, too.
     """
 
     failures: tuple[Failure, ...]
@@ -90,7 +92,7 @@ class Gate:
 
     @property
     def worse(self) -> tuple[Growth, ...]:
-        """Growth that fails the gate: the kernel's, and with ``strict`` a new device's."""
+        """Growth that fails the gate: the kernel's, and with ``strict`` also a new device's."""
         failing = {Attribution.KERNEL_WORSE, *([Attribution.DEVICE_NEW] if self.strict else [])}
         return tuple(g for g in self.growths if g.attribution in failing)
 
@@ -106,12 +108,12 @@ def hold_against(*, baseline: Report, current: Report, false_alarm: float = FALS
 
     Args:
         baseline: The earlier audit.
-        current: The one to decide about.
+        current: The audit to decide about.
         false_alarm: See `ktonum.gate.grown_errors`.
         strict: See `Gate`.
 
     Raises:
-        UsageError: They audit different ops, or hold them to different standards.
+        UsageError: The two audits have different ops or different standards.
     """
     check_comparable(baseline, current)
     before, now = (described(report.environment) for report in (baseline, current))
@@ -156,7 +158,7 @@ def _undecided(result: CheckResult) -> bool:
 
 
 def _standards_lost(pairs: Sequence[Pair], device_new: bool) -> dict[tuple[str, Attribution], int]:
-    """A report does not say which tensor misses a standard that did not decide. It does say whether an error grew."""
+    """A report does not say which tensor misses a standard that does not decide, but it says whether an error grew."""
     lost: Counter[tuple[str, Attribution]] = Counter()
     for pair in pairs:
         for standard in set(pair.before.meets) - set(pair.now.meets) - {pair.now.standard}:
@@ -168,7 +170,7 @@ def _standards_lost(pairs: Sequence[Pair], device_new: bool) -> dict[tuple[str, 
 
 def _follows_plain(standard: str) -> bool:
     """Whether the bounds of a standard follow plain PyTorch's error."""
-    from ktonum.bounds import standard_named  # with it comes torch, which a gate needs only here
+    from ktonum.bounds import standard_named  # this imports torch, which a gate needs only here
 
     return standard_named(standard).as_plain
 
@@ -191,12 +193,12 @@ def _failure(pair: Pair, device_new: bool) -> Failure:
 
 
 def _bound(from_reference: bool) -> Attribution:
-    """The cause where an error fails or uses more of its bound, but did not grow."""
+    """The cause if an error did not grow, but fails or is a larger share of its bound."""
     return Attribution.REFERENCE_BETTER if from_reference else Attribution.BOUND_TIGHTER
 
 
 def _growths(found: Sequence[Change], false_alarm: float, device_new: bool) -> tuple[Growth, ...]:
-    """What grew: errors, and where bounds changed as well the share of them that errors use."""
+    """Errors that grew. If bounds changed, also errors that grew as a share of their bounds."""
     own = Attribution.DEVICE_NEW if device_new else Attribution.KERNEL_WORSE
     grown = drifts(found, Question(lambda c: c.error), false_alarm)
     growths = [Growth(d, own) for d in _covered(grown)]
@@ -204,14 +206,14 @@ def _growths(found: Sequence[Change], false_alarm: float, device_new: bool) -> t
         known = {(d.what, d.dtype) for d in grown}
         for d in _covered(drifts(found, Question(lambda c: c.use), false_alarm)):
             if (d.what, d.dtype) not in known:
-                # The share is error / bound: which of the two changed more?
+                # The share is error / bound. The cause is the one of the two that changed more.
                 by_bound = 1 / d.bound_ratio > d.ratio * d.bound_ratio
                 growths.append(Growth(d, _bound(d.from_reference) if by_bound else own))
     return tuple(growths)
 
 
 def _covered(found: Sequence[Drift]) -> tuple[Drift, ...]:
-    """Without what another group says already: one dtype if every dtype changed, all gradients if one is named."""
+    """Without groups that say nothing new: one dtype if all changed, and all gradients if single ones are named."""
     named = {(d.kind, d.dtype) for d in found if not d.together}
     everywhere = {d.what for d in found if d.dtype == EVERY}
     return tuple(

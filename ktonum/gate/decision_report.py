@@ -19,30 +19,30 @@ from ktonum.results import CheckResult
 __all__ = ["SCHEMA", "closing_sentence", "print_gate", "to_record", "write_json"]
 
 SCHEMA = "ktonum-gate/1"
-# Lines of each kind; the JSON has them all.
+# Number of lines of each kind. The JSON file has all of them.
 _SHOWN = 3
 _TOLD = 1
-_STYLES = {"FAILS": "bold red", "GREW": "bold red", "VANISHED": "bold red", "told": "yellow", "better": "green"}
+_STYLES = {"FAILS": "bold red", "GREW": "bold red", "VANISHED": "bold red", "note": "yellow", "better": "green"}
 
 
 def print_gate(console: Console, gate: Gate) -> None:
-    """What changed, a line each and the worst first, then the decision."""
+    """Print a line for each change, the worst first, and then the decision."""
     console.print(f"{gate.compared} checks of {gate.cases} cases are in both audits; {_changed(gate)}", markup=False)
     for mark, what, why in _rows(gate):
-        # A log keeps a line whole, and so can a search in it.
+        # Lines are not wrapped, so that a search in a log finds them.
         console.print(Text.assemble((f"{mark:<9} ", _STYLES[mark]), f"{why:<16}  {what}"), soft_wrap=True)
     console.print(Text(closing_sentence(gate), style="bold green" if gate.passed else "bold red"), soft_wrap=True)
 
 
 def _changed(gate: Gate) -> str:
     if not gate.changed:
-        return f"none of {gate.errors} errors has changed."
+        return f"none of {gate.errors} measured errors has changed."
     few = "" if gate.enough_cases else ", in too few cases to tell growth from chance"
-    return f"{gate.changed} of {gate.errors} errors have changed{few}."
+    return f"{gate.changed} of {gate.errors} measured errors have changed{few}."
 
 
 def _rows(gate: Gate) -> list[tuple[str, str, str]]:
-    """Mark, what happened, and whose doing it is."""
+    """Mark, change, and cause of each line."""
     told = [_growth(g) for g in gate.growths if g not in gate.worse]
     lost = [
         (f"{_number(n, 'check')} no longer {'meets' if n == 1 else 'meet'} {s}", a.value)
@@ -51,24 +51,24 @@ def _rows(gate: Gate) -> list[tuple[str, str, str]]:
     rows = _shortened("FAILS", [_failure(f) for f in gate.failures])
     rows += _shortened("GREW", [_growth(g) for g in gate.worse])
     rows += _shortened("VANISHED", [(where, "") for where in _cases(gate.vanished)])
-    rows += _shortened("told", told)
-    rows += _shortened("told", lost)
-    rows += _shortened("told", [(where, "now INCONCLUSIVE") for where in _cases(gate.undecided)])
-    rows += _shortened("told", [(where, "still fails") for where in _cases(gate.known)])
+    rows += _shortened("note", told)
+    rows += _shortened("note", lost)
+    rows += _shortened("note", [(where, "now INCONCLUSIVE") for where in _cases(gate.undecided)])
+    rows += _shortened("note", [(where, "still fails") for where in _cases(gate.known)])
     if gate.environment:
         differing = ", ".join(f"{k} {old} → {new}" for k, (old, new) in gate.environment.items())
-        rows.append(("told", differing, Attribution.DEVICE_NEW.value if gate.device_new else "differs"))
+        rows.append(("note", differing, Attribution.DEVICE_NEW.value if gate.device_new else "differs"))
     if gate.new:
-        rows.append(("told", f"{_number(len(gate.new), 'check')} not in the baseline", Attribution.CASE_NEW.value))
+        rows.append(("note", f"{_number(len(gate.new), 'check')} not in the baseline", Attribution.CASE_NEW.value))
     rows += _shortened("better", [(where, "no longer fails") for where in _cases(gate.fixed)])
     return rows + _shortened("better", [(_drift(d), "") for d in gate.shrunk])
 
 
 def _shortened(mark: str, found: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
-    shown = _TOLD if mark in ("told", "better") else _SHOWN
+    shown = _TOLD if mark in ("note", "better") else _SHOWN
     rows = [(mark, *words) for words in found[:shown]]
     more = len(found) - shown
-    return [*rows, (mark, f"{more} more, see --json", "")] if more > 0 else rows
+    return [*rows, (mark, f"{more} more, which --json FILE lists", "")] if more > 0 else rows
 
 
 def _number(count: int, noun: str) -> str:
@@ -88,7 +88,7 @@ def _failure(failure: Failure) -> tuple[str, str]:
 def _growth(growth: Growth) -> tuple[str, str]:
     words = _drift(growth.drift)
     if growth.attribution in (Attribution.REFERENCE_BETTER, Attribution.BOUND_TIGHTER):
-        words += f"; their bounds are × {growth.drift.bound_ratio:.3g}"
+        words += f"; their bounds changed × {growth.drift.bound_ratio:.3g}"
     return words, growth.attribution.value
 
 
@@ -98,7 +98,7 @@ def _drift(d: Drift) -> str:
 
 
 def _cases(results: Sequence[CheckResult]) -> list[str]:
-    """Each case once, with its checks."""
+    """A line for each case, with its checks."""
     checks: dict[str, list[str]] = {}
     for r in results:
         checks.setdefault(short_case(r), []).append(r.check)
@@ -109,7 +109,7 @@ def _cases(results: Sequence[CheckResult]) -> list[str]:
 
 
 def closing_sentence(gate: Gate) -> str:
-    """The decision and what it rests on, in a sentence."""
+    """The decision and its reasons, in a sentence."""
     counts = [
         (len(gate.failures), "new failure", "new failures"),
         (len(gate.worse), "group of errors grew beyond chance", "groups of errors grew beyond chance"),
@@ -120,12 +120,12 @@ def closing_sentence(gate: Gate) -> str:
     parts = [f"{n} {one if n == 1 else many}" for n, one, many in counts if n]
     if gate.passed:
         return "The gate passes: nothing is worse than in the baseline."
-    meant = "" if gate.failures or gate.unfinished else " If this is intended, make CURRENT the new baseline."
+    meant = "" if gate.failures or gate.unfinished else " If this is intended, use CURRENT as the new baseline."
     return f"The gate fails: {', '.join(parts)}.{meant}"
 
 
 def to_record(gate: Gate) -> dict[str, Any]:
-    """The decision, JSON-ready; results by case, check, verdict and reason, which the audits' files have in full."""
+    """The decision in types that JSON can store. Each result has only its case, check, verdict and reason."""
     return {
         "schema": SCHEMA,
         "passed": gate.passed,
@@ -152,5 +152,5 @@ def _brief(r: CheckResult) -> dict[str, str]:
 
 
 def write_json(gate: Gate, path: str | Path) -> None:
-    """Write `to_record`."""
+    """Write the decision as JSON, see `to_record`."""
     Path(path).write_text(json.dumps(to_record(gate), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

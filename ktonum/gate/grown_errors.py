@@ -1,15 +1,16 @@
-"""Which errors grew beyond chance from one audit to the next, and which shrank: rank tests over cases.
+"""Finds errors that grew beyond chance from one audit to the next, and errors that shrank, by rank tests over cases.
 
-Each case gives one number, and cases are independent: they have seeds of their own. A case's numbers for different
-tensors, measures and checks are not, so they are averaged before anything is tested, never counted as more cases.
+Each case gives one number. Cases are independent, because each has its own seed. The numbers of one case for different
+tensors, measures and checks depend on each other. Therefore they are averaged before the test, and do not count as more
+cases.
 
-Two questions are asked, each with a stated probability that any of its answers is a false alarm, and Holm's correction
-over its groups:
+There are two questions. For each, the probability of any false alarm is given, with Holm's correction over its groups:
 
-- of the outputs, and of the gradients, of each dtype and of all: few groups, so that ten cases suffice. A change counts
-  in units of its tensor's and measure's usual change, else what is mostly chance, such as one number's, would
-  hide what is steady, such as the norm of many. That unit knows no signs, so the test remains exact;
-- of each tensor and measure alone, in each dtype and in all of them.
+- Did all outputs together, or all gradients together, change, in one dtype or in all? These are few groups, so ten
+  cases are enough. Each change is divided by the usual change of its tensor and measure. Otherwise the error of one
+  number, which is mostly chance, would hide a steady error, such as the norm of many numbers. The usual change does
+  not depend on signs, so the test stays exact.
+- Did a single tensor and measure change, in one dtype or in all?
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from ktonum.gate.signed_rank import holm, signed_rank_p
 
 __all__ = ["EVERY", "FALSE_ALARM", "Drift", "Question", "drifts", "enough_cases", "times"]
 
-#: Probability that one question raises a false alarm, where errors are drawn anew from an unchanged distribution.
+#: Probability that one question raises a false alarm if errors are drawn again from the same distribution.
 FALSE_ALARM = 0.01
-# An error's change counts for no more than this many times the usual one of its tensor and measure.
+# The change of an error counts as at most this many times the usual change of its tensor and measure.
 _MOST = 2.0
-# A question about all dtypes.
+# The name of all dtypes together.
 EVERY = "every dtype"
-# A change of a number below this is its last digits'.
+# A smaller change is only in a number's last digits.
 _NOTHING = 1e-9
 
 
@@ -41,13 +42,14 @@ class Drift:
     Attributes:
         what: ``outputs``, ``gradients``, or a tensor and a measure, e.g. ``grad_weight/relative_norm``.
         dtype: The dtype's name, or ``every dtype``.
-        cases: How many cases have changed numbers; ``larger`` of them have larger errors now.
-        ratio: What is now over what was before, the median over cases.
-        p: Adjusted for the groups tested beside it.
-        bound_ratio: The same of the bounds.
+        cases: The number of cases with changed errors.
+        larger: The number of these cases with larger errors now.
+        ratio: The errors now divided by the errors before; the median over cases.
+        p: The p-value, corrected for the other groups of its question.
+        bound_ratio: The bounds now divided by the bounds before; the median over cases.
         from_reference: Whether the bounds are measured on the reference.
         kind: ``outputs`` or ``gradients``.
-        steepest: Of ``outputs`` or ``gradients``, the tensors and measures that changed most surely.
+        steepest: For ``outputs`` or ``gradients``, the tensors and measures with the smallest p-values.
     """
 
     what: str
@@ -63,25 +65,25 @@ class Drift:
 
     @property
     def together(self) -> bool:
-        """Whether the group is of all outputs or all gradients."""
+        """Whether the group has all outputs or all gradients."""
         return self.what == self.kind
 
 
 @dataclass(frozen=True)
 class Question:
-    """What of a change is asked: ``of`` it, and whether it is ``larger`` now (else smaller)."""
+    """A question about changes: ``of`` gives the number that is tested, and ``larger`` says whether it is to grow."""
 
     of: Callable[[Change], float]
     larger: bool = True
 
     def signed(self, change: Change) -> float:
-        """Positive for what is asked."""
+        """The number that is tested, positive if the answer is yes."""
         value = self.of(change)
         return 0.0 if abs(value) < _NOTHING else (value if self.larger else -value)
 
 
 def enough_cases(found: Sequence[Change], false_alarm: float = FALSE_ALARM) -> bool:
-    """Whether growth in every case that changed would be found; n cases agree by chance with probability 2⁻ⁿ."""
+    """Whether growth in every changed case would be found. By chance, n cases agree with the probability 2⁻ⁿ."""
     by_kind: dict[tuple[str, str], set[str]] = {}
     for c in found:
         if abs(c.use) >= _NOTHING:
@@ -95,9 +97,10 @@ def drifts(found: Sequence[Change], question: Question, false_alarm: float = FAL
     """Groups of errors that changed beyond chance, the surest first.
 
     Args:
-        found: What became of each error.
-        question: Which change is asked for.
-        false_alarm: Probability that any group is returned by chance, for groups of tensors and for single ones each.
+        found: The change of each error.
+        question: The question about these changes.
+        false_alarm: Probability that any group is returned by chance; it applies to groups of tensors and to single
+            tensors separately.
     """
     by_measure: dict[tuple[str, str, str], list[Change]] = {}
     for c in found:
@@ -133,7 +136,7 @@ def _by_case(group: Iterable[Change], value: Callable[[Change], float]) -> dict[
 def _together(
     by_measure: Mapping[tuple[str, str, str], list[Change]], means: Mapping[tuple[str, str, str], Mapping[str, float]]
 ) -> Groups:
-    """Outputs and gradients of each dtype: for each case the mean over tensors and measures, in their usual change."""
+    """Outputs and gradients by dtype: for each case the mean change over tensors and measures, in usual changes."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     groups: Groups = {}
     for key, cases in means.items():
@@ -157,7 +160,7 @@ def _together(
 
 
 def _steepest(group: Sequence[Change], question: Question, most: int = 2) -> tuple[str, ...]:
-    """The tensors and measures of a group with the smallest p-values of their own, with their ratios."""
+    """The tensors and measures of a group that have the smallest p-values, with their ratios."""
     named: dict[str, list[Change]] = {}
     for c in group:
         named.setdefault(f"{c.tensor}/{c.measure}", []).append(c)

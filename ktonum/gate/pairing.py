@@ -1,4 +1,4 @@
-"""Pairs the results of an audit with those of an earlier one, and says how each measured error changed."""
+"""Pairs the results of an audit with those of an earlier one, and computes how each measured error changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ktonum.results import CheckResult, Measurement
 
 __all__ = ["Change", "Pair", "Pairing", "any_grew", "changes", "pair_results"]
 
-# A ratio of more than this counts as this: where chance made one of two errors tiny, their ratio says little.
+# A larger ratio counts as this one, because a ratio says little if chance made one of the two errors tiny.
 _LARGEST = math.log(1000.0)
 
 
@@ -24,7 +24,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Results by whether both audits have them. ``vanished`` are the baseline's alone, ``new`` the current audit's."""
+    """Results in both audits, results only in the baseline (``vanished``), and results only in the audit (``new``)."""
 
     pairs: tuple[Pair, ...]
     vanished: tuple[CheckResult, ...]
@@ -38,11 +38,12 @@ class Change:
     Attributes:
         case: The case's name in the current audit.
         check: The check.
-        dtype: The case's.
+        dtype: The case's dtype.
         tensor, measure: E.g. ``grad_weight`` and ``relative_norm``.
-        use: Of error / bound.
-        bound: Of the bound; of an error in units of its bound that of the tensor's norm, 0 where that is not known.
-        from_reference: Whether the bound is measured on the reference, so that a better reference tightens it.
+        use: The change of error / bound.
+        bound: The change of the bound. For an error in units of its bound, that of the bound on the tensor's norm; 0 if
+            it is not known.
+        from_reference: Whether the bound is measured on the reference, so that a better reference makes it smaller.
         sides: Error / bound before and now.
     """
 
@@ -58,17 +59,17 @@ class Change:
 
     @property
     def error(self) -> float:
-        """Of the error itself, as far as it can be told from its use of the bound."""
+        """The change of the error itself, computed from the changes of error / bound and of the bound."""
         return max(-_LARGEST, min(_LARGEST, self.use + self.bound))
 
     @property
     def kind(self) -> str:
-        """``gradients`` or ``outputs``, which one tensor's errors are among."""
+        """``gradients`` or ``outputs``, by the name of the tensor."""
         return "gradients" if self.tensor.startswith("grad_") else "outputs"
 
 
 def pair_results(baseline: Sequence[CheckResult], current: Sequence[CheckResult]) -> Pairing:
-    """Pair results by case and check; a case whose name only one audit has is paired by its name without the offset."""
+    """Pair results by case and check. Cases whose names differ only in the offset are paired, too."""
     there = _by_case(baseline)
     here = _by_case(current)
     partner = {case: case for case in here if case in there}
@@ -100,15 +101,15 @@ def _by_case(results: Sequence[CheckResult]) -> dict[str, dict[str, CheckResult]
 
 
 def _without_offset(results: Mapping[str, CheckResult]) -> str:
-    """The name that the case of these results would have at the offset 0."""
+    """The name of the case of these results with the offset 0."""
     result = next(iter(results.values()))
     return replace(result.parts, offset=0).name if result.parts.op else result.case
 
 
 def changes(pairs: Sequence[Pair]) -> Iterator[Change]:
-    """How every error changed that is held to a bound and is not zero on either side.
+    """The change of every error that has a bound and is not zero in either audit.
 
-    An exact zero is not a random rounding error: two runs agree bit for bit, as the runs of a law may.
+    An exact zero is not a random rounding error. It means that two runs agree bit for bit, as the runs of a law may.
     """
     for pair in pairs:
         before = _by_key(pair.before)
@@ -124,7 +125,7 @@ def changes(pairs: Sequence[Pair]) -> Iterator[Change]:
             else:
                 bound = math.log(m.bound / old.bound)
             use = _log(m.use) - _log(old.use)
-            if math.isnan(use):  # infinite on both sides
+            if math.isnan(use):  # infinite in both audits
                 continue
             use = max(-_LARGEST, min(_LARGEST, use))
             yield Change(
@@ -141,7 +142,7 @@ def changes(pairs: Sequence[Pair]) -> Iterator[Change]:
 
 
 def any_grew(pair: Pair) -> bool:
-    """Whether any error is larger now, or measured for the first time, exact zeros included."""
+    """Whether any error is larger now, was an exact zero before, or is new and not zero."""
     before, now = _by_key(pair.before), _by_key(pair.now)
     zeros = [m for key, m in now.items() if m.value != 0 and (key not in before or before[key].value == 0)]
     return bool(zeros) or any(c.error > 0 for c in changes([pair]))
@@ -151,7 +152,7 @@ Key = tuple[str, str, str]
 
 
 def _by_key(result: CheckResult) -> dict[Key, Measurement]:
-    """By tensor, context and measure; over how many draws something was measured is no part of it."""
+    """Measurements by tensor, context and measure. The number of draws is not a part of the key."""
     return {(m.tensor, m.context, m.measure): m for m in result.measurements}
 
 

@@ -1,4 +1,4 @@
-"""Reading an audit's JSON for a gate: what is none, or belongs to another audit, is refused in one line."""
+"""Reads an audit's JSON for a gate, and refuses in one line files that are not audits or cannot be compared."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def read_report(path: str | Path, role: str) -> Report:
     """The report in a file.
 
     Args:
-        path: What `Report.to_json` or ``ktonum audit --json`` wrote.
-        role: What the file was given as, for messages: ``CURRENT`` or ``--baseline``.
+        path: A file that `Report.to_json` or ``ktonum audit --json`` wrote.
+        role: The argument that named the file, for messages: ``CURRENT`` or ``--baseline``.
 
     Raises:
-        UsageError: There is no such file, or it is not an audit's JSON of a known schema, or holds no results.
+        UsageError: The file cannot be read, is not an audit's JSON of a known schema, is damaged, or has no results.
     """
     named = f"{role} {str(path)!r}"
     try:
@@ -44,32 +44,34 @@ def read_report(path: str | Path, role: str) -> Report:
 
 def _check_results(report: Report, named: str) -> None:
     if not report.results:
-        raise UsageError(f"{named} holds no results, the audit ended before any: audit again")
+        raise UsageError(f"{named} has no results, because the audit ended before its first one: audit again")
     for r in report.results:
         if any(m.value < 0 or m.bound < 0 or math.isnan(m.bound) for m in r.measurements):
-            raise UsageError(f"{named} is damaged, a value or bound of {r.case}::{r.check} is impossible: {_WRITE}")
+            raise UsageError(
+                f"{named} is damaged: a value or bound of {r.case}::{r.check} is negative, or a bound is NaN; {_WRITE}"
+            )
     (case, check), count = Counter((r.case, r.check) for r in report.results).most_common(1)[0]
     if count > 1:
-        raise UsageError(f"{named} is damaged, it holds {case}::{check} {count} times: {_WRITE}")
+        raise UsageError(f"{named} is damaged: it has {case}::{check} {count} times; {_WRITE}")
 
 
 def check_comparable(baseline: Report, current: Report) -> None:
-    """Check that both are audits of one op under one standard.
+    """Check that both audits have an op in common and the same standards.
 
     Raises:
-        UsageError: They are not.
+        UsageError: They do not.
     """
     before, now = (_ops(report) for report in (baseline, current))
     if not before & now:
         raise UsageError(
-            f"CURRENT audits {', '.join(sorted(now))}, --baseline {', '.join(sorted(before))}: name a baseline of the "
-            f"same op"
+            f"CURRENT audits {', '.join(sorted(now))}, but --baseline audits {', '.join(sorted(before))}: give a "
+            f"baseline of the same op"
         )
     old, new = ({r.standard for r in report.results} for report in (baseline, current))
     if old != new:
         raise UsageError(
-            f"CURRENT is held to {', '.join(sorted(new))}, --baseline to {', '.join(sorted(old))}: audit again with "
-            f"the baseline's --standard"
+            f"CURRENT is held to {', '.join(sorted(new))}, but --baseline to {', '.join(sorted(old))}: audit again "
+            f"with the baseline's --standard"
         )
 
 
@@ -78,7 +80,7 @@ def _ops(report: Report) -> set[str]:
 
 
 def described(environment: Mapping[str, Any]) -> dict[str, str]:
-    """Versions, device and how the audit was asked for, flat: what may differ between two audits."""
+    """Versions, device and settings of an audit as one mapping: all that may differ between two audits."""
     packages, device, audit = (_mapping(environment.get(k)) for k in ("packages", "device", "audit"))
     asked = {k: audit.get(k) for k in ("candidate", "profile")}
     others = {k: environment.get(k) for k in ("ktonum", "python", "commit")}

@@ -1,8 +1,8 @@
-"""Wilcoxon's signed-rank test, exact with ties and for any number of pairs, and Holm's correction for many tests.
+"""Wilcoxon's signed-rank test, exact also with ties and for any number of pairs, and Holm's correction for many tests.
 
-The null hypothesis is that swapping the two sides of a pair changes nothing: every difference is as likely as its
-negative, whatever its distribution. Given the differences' sizes, each choice of signs is then equally likely, and the
-distribution of the rank sum is counted, not approximated. Wilcoxon 1945, Biometrics Bulletin 1(6), 80; Holm 1979,
+The null hypothesis says that the two sides of a pair may be swapped: each difference is as likely as its negative, for
+any distribution. Then, with given sizes of the differences, all choices of signs are equally likely. The distribution
+of the rank sum is counted and not approximated. Wilcoxon 1945, Biometrics Bulletin 1(6), 80; Holm 1979,
 Scandinavian Journal of Statistics 6(2), 65.
 """
 
@@ -19,10 +19,11 @@ def signed_rank_p(differences: Sequence[float]) -> float:
     """Probability, under the null hypothesis, of a sum of positive ranks as large as that of ``differences``.
 
     Args:
-        differences: One for each independent pair. Zeros are no evidence and left out; infinities rank highest.
+        differences: One for each independent pair. Zeros are left out, because they are not evidence. Infinities have
+            the highest ranks.
 
     Returns:
-        The one-sided p-value against "larger than zero"; 1 where nothing is left.
+        The one-sided p-value for differences larger than zero; 1 if all differences are zero.
     """
     found = np.asarray([d for d in differences if d != 0], dtype=np.float64)
     if found.size == 0:
@@ -40,9 +41,9 @@ def signed_rank_p(differences: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values: those no larger than α are rejected, with at most α for a single false one among them all.
+    """Corrected p-values. Reject those up to α, and the probability of any wrong rejection is at most α.
 
-    Holds however the tests depend on one another.
+    This holds even if the tests depend on each other.
     """
     adjusted = [1.0] * len(p_values)
     least = 0.0

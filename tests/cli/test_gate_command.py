@@ -1,4 +1,4 @@
-"""`ktonum gate` on the command line: what it prints, what it refuses, and its JSON."""
+"""`ktonum gate` on the command line: its output, its refusals and its JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.simulated_audits import ENVIRONMENT
 
 
 def command(tmp_path: Path, current: Report, *options: str, baseline: Report = BASELINE) -> tuple[int, Path]:
-    """Exit status of the command line."""
+    """The exit status of the command, and the path of its JSON."""
     current.to_json(tmp_path / "current.json")
     baseline.to_json(tmp_path / "baseline.json")
     with pytest.raises(SystemExit) as stopped:
@@ -30,7 +30,7 @@ def command(tmp_path: Path, current: Report, *options: str, baseline: Report = B
     return stopped.value.code, tmp_path / "gate.json"
 
 
-def test_a_log_has_it_in_ten_lines_and_the_json_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_has_ten_lines_and_the_json_has_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     worse = replace(MODEL, error=times(1.5)).report(1, OTHER_VERSIONS)
     current = edited(worse, one_case(lambda r: failing(r, value=50)))
     status, file = command(tmp_path, current, "--json", str(tmp_path / "gate.json"))
@@ -88,7 +88,7 @@ def document(**changes: object) -> str:
         ),
     ],
 )
-def test_what_cannot_be_compared_is_refused_in_one_line(
+def test_files_that_cannot_be_compared_are_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, words: tuple[str, ...]
 ) -> None:
     BASELINE.to_json(tmp_path / "baseline.json")
@@ -105,13 +105,13 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of everything in a JSON document."""
+    """The paths of all values in a JSON document."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [*([path] if path else []), *(p for key, item in inner for p in places(item, (*path, key)))]
 
 
 def test_any_single_damage_is_refused_or_harmless(tmp_path: Path) -> None:
-    """Nothing but a `UsageError` leaves, whatever stands where; and a lost measure or remark is no damage."""
+    """Every other exception than `UsageError` is a bug. A missing measure or remark is not damage."""
     few = Report((scaled(BASELINE.results[0], value=50), BASELINE.results[1]), ENVIRONMENT)
     few.to_json(tmp_path / "sound.json")
     sound = read_report(tmp_path / "sound.json", "CURRENT")

@@ -1,4 +1,4 @@
-"""`ktonum gate`: each kind of change is flagged and attributed, and an audit drawn anew is not."""
+"""`ktonum gate` flags each kind of change with its cause, and does not flag an audit with other random inputs."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def test_ties_zeros_and_infinities_are_counted_exactly() -> None:
     assert signed_rank_p([]) == signed_rank_p([0.0, 0.0]) == 1.0
     assert signed_rank_p([0.1] * 9) == signed_rank_p([0.0, *[0.1] * 9]) == 2.0**-9
     assert signed_rank_p([math.inf, 0.1, 0.2]) == 1 / 8
-    # Ranks 1.5, 1.5, 3: the sums 6, 4.5 twice, and so on down to 0.
+    # The ranks are 1.5, 1.5 and 3. The possible sums are 6, 4.5 (twice), and so on down to 0.
     assert signed_rank_p([1.0, -1.0, 2.0]) == 3 / 8
     assert signed_rank_p([1.0] * 300) == pytest.approx(2.0**-300)
 
 
 def test_the_rank_test_keeps_its_probability() -> None:
-    """Of differences from any symmetric distribution, ties and all."""
+    """The differences have symmetric distributions, also with ties."""
     draw = np.random.default_rng(0)
     found = [signed_rank_p(list(np.round(draw.standard_t(1.5, 12), 1))) for _ in range(4000)]
     for rate in (0.01, 0.05, 0.3):
@@ -87,7 +87,7 @@ def test_an_identical_audit_passes_and_says_that_nothing_changed() -> None:
 def test_audits_drawn_anew_raise_no_more_false_alarms_than_stated(
     audit: SimulatedAudit, baseline_inputs: int, questions: int, pairs: int
 ) -> None:
-    """Two questions; where inputs, and so bounds, are others, each of them about errors and about shares of bounds."""
+    """There are two questions about errors, and if inputs and so bounds differ, two more about shares of bounds."""
     alarms = 0
     for i in range(pairs):
         before = audit.report(2 * i, inputs=100 * i + baseline_inputs)
@@ -95,7 +95,7 @@ def test_audits_drawn_anew_raise_no_more_false_alarms_than_stated(
         assert 0 < found.changed <= found.errors
         alarms += not found.passed
     rate = questions * FALSE_ALARM
-    # No more than chance allows at the stated rate: three standard errors.
+    # At most three standard errors more than the stated rate.
     assert alarms <= pairs * rate + 3 * math.sqrt(pairs * rate * (1 - rate))
 
 
@@ -107,7 +107,7 @@ def test_audits_drawn_anew_raise_no_more_false_alarms_than_stated(
         (lambda t, d: t == "grad_w", 1.1, 1.0),
         (lambda t, d: gradients(t, d) and d == "bf16", 1.1, 0.55),
         (lambda t, d: gradients(t, d) and d == "bf16", 1.3, 0.97),
-        # Of one number a case the size is mostly chance.
+        # These tensors have one number, whose error is mostly chance.
         (lambda t, d: not gradients(t, d), 2.0, 0.93),
     ],
     ids=[
@@ -127,7 +127,7 @@ def test_growth_of_ten_per_cent_is_found_where_errors_are_steady(
     found = [gate(grown.report(2 * i + 1), MODEL.report(2 * i)) for i in range(pairs)]
     flagged = [g for g in found if any(x.attribution is Attribution.KERNEL_WORSE for x in g.growths)]
     assert all(not g.passed for g in flagged)
-    # What was measured over 300 pairs, less three standard errors of as many as there are here.
+    # The share measured over 300 pairs, minus three standard errors for the number of pairs here.
     assert len(flagged) >= pairs * least - 3 * math.sqrt(pairs * least * (1 - least))
 
 
@@ -140,7 +140,7 @@ def test_growth_names_the_tensor_the_dtypes_and_the_ratio() -> None:
     assert not any("grad_x" in g.drift.what for g in found.growths)
 
 
-def test_shrinking_errors_are_told_and_pass() -> None:
+def test_shrinking_errors_are_reported_and_pass() -> None:
     found = gate(replace(MODEL, error=times(0.7)).report(1))
     assert found.passed and not found.growths
     assert {d.what for d in found.shrunk} >= {"grad_x/relative_norm", "grad_w/relative_norm"}
@@ -156,13 +156,13 @@ MEASURED = BoundSource(BoundKind.MEASURED, scale=4.0, dtype="bf16")
 def test_a_bound_that_shrinks_under_an_error_that_does_not_grow_is_not_the_kernels_doing(
     source: BoundSource, attribution: Attribution
 ) -> None:
-    """Numbers otherwise the same: a better reference, or a tighter analysis."""
+    """Only bounds change: because of a better reference, or of a tighter analysis."""
     before, now = replace(MODEL, source=source), replace(MODEL, source=source, bound=times(0.5))
     found = gate(now.report(0), before.report(0))
     assert {g.attribution for g in found.growths} == {attribution}
     assert found.passed
     assert all(g.drift.bound_ratio == pytest.approx(0.5) for g in found.growths)
-    # A kernel that got worse as well is not excused by it.
+    # A smaller bound does not excuse a kernel that also got worse.
     worse = gate(replace(now, error=times(1.5)).report(0), before.report(0))
     assert Attribution.KERNEL_WORSE in {g.attribution for g in worse.growths} and not worse.passed
 
@@ -172,7 +172,7 @@ def test_a_looser_bound_does_not_hide_an_error_that_grew() -> None:
     assert {g.attribution for g in found.growths} == {Attribution.KERNEL_WORSE} and not found.passed
 
 
-def test_growth_on_another_device_is_told_and_fails_when_strict() -> None:
+def test_growth_on_another_device_is_reported_and_fails_when_strict() -> None:
     current = replace(MODEL, error=times(1.5)).report(1, OTHER_DEVICE)
     for strict in (False, True):
         found = gate(current, strict=strict)
@@ -181,7 +181,7 @@ def test_growth_on_another_device_is_told_and_fails_when_strict() -> None:
         assert found.passed is not strict
 
 
-def test_other_versions_are_told_and_excuse_nothing() -> None:
+def test_other_versions_are_reported_and_excuse_nothing() -> None:
     found = gate(replace(MODEL, error=times(1.5)).report(1, OTHER_VERSIONS))
     assert found.environment == {"torch": ("2.11.0", "2.12.0")} and not found.device_new
     assert {g.attribution for g in found.growths} == {Attribution.KERNEL_WORSE} and not found.passed
@@ -230,14 +230,14 @@ def test_a_new_failure_is_attributed(
     assert (failure.result.case, failure.result.check) == ("model[N=3]-bf16-cuda", "gradients")
 
 
-def test_what_failed_before_is_known_and_what_fails_no_more_is_fixed() -> None:
+def test_failures_in_both_audits_are_known_and_those_only_in_the_baseline_are_fixed() -> None:
     broken = edited(BASELINE, one_case(lambda r: failing(r, value=50)))
     assert gate(broken, broken).passed and len(gate(broken, broken).known) == 1
     mended = gate(BASELINE, broken)
     assert mended.passed and len(mended.fixed) == 1
 
 
-def test_what_vanished_fails_and_what_is_new_does_not() -> None:
+def test_vanished_results_fail_the_gate_and_new_ones_do_not() -> None:
     fewer = edited(BASELINE, one_case(lambda r: None))
     assert not gate(fewer).passed and [r.check for r in gate(fewer).vanished] == ["gradients"]
     more = gate(BASELINE, fewer)
@@ -246,14 +246,14 @@ def test_what_vanished_fails_and_what_is_new_does_not() -> None:
     assert not gate(interrupted).passed and gate(interrupted).unfinished == 1
 
 
-def test_what_can_tell_no_more_fails_when_strict() -> None:
+def test_results_that_became_inconclusive_fail_when_strict() -> None:
     silent = edited(BASELINE, one_case(lambda r: replace(r, verdict=Verdict.INCONCLUSIVE, measurements=())))
     assert gate(silent).passed and not gate(silent, strict=True).passed
     assert len(gate(silent).undecided) == 1
     assert not gate(silent, silent).undecided
 
 
-def test_a_standard_that_does_not_decide_and_is_lost_is_told() -> None:
+def test_a_lost_standard_that_does_not_decide_is_reported() -> None:
     precise = edited(BASELINE, one_case(lambda r: replace(r, meets=("precise",))))
     assert gate(precise).standards == {("eager", Attribution.REFERENCE_BETTER): 1}
     worse = edited(BASELINE, one_case(lambda r: replace(scaled(r, value=1.2), meets=("precise",))))
@@ -276,7 +276,7 @@ def test_another_number_of_draws_is_no_growth() -> None:
     assert failure.attribution is Attribution.BOUND_TIGHTER
 
 
-def test_few_cases_are_said_to_be_few() -> None:
+def test_too_few_cases_are_reported() -> None:
     few = replace(MODEL, cases=1)
     found = gate(replace(few, error=times(3.0)).report(1), few.report(0))
     assert found.passed and not found.enough_cases
@@ -284,7 +284,7 @@ def test_few_cases_are_said_to_be_few() -> None:
 
 
 def _less_precise(tensor: Tensor) -> Tensor:
-    """To 22 significant bits: twice to four times the rounding error of float32."""
+    """Rounds to 22 significant bits, with two to four times the rounding error of float32."""
     rounded = ((tensor.detach().view(torch.int32) + 2) & -4).view(torch.float32)
     return tensor + (rounded - tensor.detach())
 
