@@ -1,12 +1,12 @@
 """Audit a fixed set of cases and write every value, bound and verdict; or compare two such records, field by field.
 
-For changes that are to leave behaviour as it is: run this before and after, on one machine.
+Use it for changes that must not change behaviour: run it before and after the change, on one machine.
 
     python benchmarks/record_verdicts.py before.json
     python benchmarks/record_verdicts.py after.json --against before.json
 
-The audits are run by the command line and read from its JSON, so that the code may move between the two runs. A record
-that was made under schema 1 of that JSON is upgraded before it is compared.
+The script runs the command line and reads its JSON, so code may move between the two runs. A record from schema 1 of
+that JSON is upgraded before the comparison.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ktonum.results import CheckResult
 from ktonum.results.schema_1 import upgraded_result
 
 READY = ("rms_norm", "layer_norm", "swiglu", "cross_entropy", "fused_linear_cross_entropy")
-# Right candidates and such as fail, under both standards; `growth` of the interpreted kernels takes minutes.
+# Candidates that pass and candidates that fail, under both standards. `growth` is left out for the interpreted kernels,
+# because it takes minutes.
 AUDITS = (
     *((op, "--candidate", "upcast") for op in READY),
     *((op, "--candidate", "torch", "--standard", "eager") for op in READY),
@@ -32,14 +33,14 @@ AUDITS = (
     ("kto", "--candidate", "torch", "--standard", "eager"),
     ("kto", *(f"--only=::{check}" for check in ("forward", "gradients", "linearity", "strided", "law:", "nonfinite"))),
 )
-#: What differs from run to run, or tells where the code stands; and the case's name in parts, beside the name itself.
+#: Fields that differ from run to run or name lines of code, and the parts of the case's name, which is kept itself.
 LEFT_OUT = ("seconds", "details", "parts")
 
 Fields = dict[str, Any]
 
 
 def fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a JSON document by their paths."""
+    """The values in a JSON document, each with its path."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from fields(inner, f"{path}/{key}")
@@ -52,17 +53,17 @@ def fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def audited(arguments: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """Every field of every result of one audit, by audit, case and check.
+    """Every field of every result of one audit. Its path begins with audit, case and check.
 
     Raises:
-        SystemExit: The command was refused.
+        SystemExit: The command wrote no report.
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "ktonum", "audit", *arguments, "--device", "cpu", "--json", str(report)]
         done = subprocess.run(command, capture_output=True, text=True)
         if not report.exists():
-            raise SystemExit(f"{' '.join(command)} wrote no report:\n{done.stderr}")
+            raise SystemExit(f"{' '.join(command)} did not write a report:\n{done.stderr}")
         results = json.loads(report.read_text(encoding="utf-8"))["results"]
     for result in results:
         yield from of_result(result, f"{' '.join(arguments)}/{result['case']}::{result['check']}")
@@ -74,7 +75,7 @@ def of_result(result: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]
 
 
 def upgraded(record: Fields) -> Fields:
-    """A record of either schema as one of today's."""
+    """A record of schema 1 or 2 as a record of today's schema."""
     found: Fields = {}
     for audit, results in nested(record).items():
         for name, result in results.items():
@@ -104,7 +105,7 @@ def _with_lists(node: Any) -> Any:
 
 
 def differences(before: Fields, now: Fields) -> Iterator[str]:
-    """One line for each field that is not the same in both."""
+    """One line for each field that differs between the two records."""
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name, "absent"), now.get(name, "absent")
         if old != new:
@@ -112,7 +113,7 @@ def differences(before: Fields, now: Fields) -> Iterator[str]:
 
 
 def main() -> int:
-    """Write the record; with ``--against`` the exit status says whether the two are equal."""
+    """Write the record. With ``--against``, the exit status is 1 if the two records differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("record", type=Path, help="the file to write")
     parser.add_argument("--against", type=Path, metavar="FILE", help="a record to compare with")
@@ -128,7 +129,7 @@ def main() -> int:
     before = upgraded(json.loads(options.against.read_text(encoding="utf-8")))
     found = list(differences(before, record))
     sys.stdout.write("".join(f"{line}\n" for line in found[:50]))
-    sys.stdout.write(f"{len(record)} fields of {len(AUDITS)} audits, {len(found)} of them not equal\n")
+    sys.stdout.write(f"{len(record)} fields of {len(AUDITS)} audits, {len(found)} of them differ\n")
     return bool(found)
 
 

@@ -1,4 +1,4 @@
-"""``ktonum calibrate`` on the command line: tables, refusals, exit statuses, and a killed run that goes on."""
+"""``ktonum calibrate`` on the command line: tables, refusals, exit statuses, and a killed run that is continued."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def calibrate(folder: Path, op: str, *arguments: str) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A folder with a table of the op `right` and its samples, and what was printed."""
+    """A folder with a table of the op `right` and its samples, and the output of the command."""
     folder = tmp_path_factory.mktemp("calibrated")
     status, out, err = calibrate(folder, "right", "--seeds", "50")
     assert (status, err) == (0, ""), out
@@ -79,7 +79,7 @@ def test_a_second_run_measures_nothing_and_changes_nothing(measured: tuple[Path,
     assert len(before.splitlines()) == len((tmp_path / "right.toml").read_bytes().splitlines())
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_run_continues_where_it_stopped(tmp_path: Path) -> None:
     write_ops(tmp_path)
     arguments = ("calibrate", "throwaway.py:slow", *QUICK, "--seeds", "21")
     samples = tmp_path / "samples.jsonl"
@@ -101,13 +101,13 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def edited(file: Path, factor: float) -> Table:
-    """The table with other tolerances; rows that the bound decides are left as they are."""
+    """The table with other tolerances. Rows that the bound decides stay the same."""
     table = load_table(file)
 
     def change(row: Row) -> Row:
         if row.errors.decided_by.startswith("bound"):
             return row
-        # At least what was measured and no more than the bound, as any table's.
+        # At least the measured error and at most the bound, as in every table.
         tolerance = min(max(factor * row.tolerance, row.errors.maximum), row.bound)
         return replace(row, errors=replace(row.errors, tolerance=tolerance))
 
@@ -171,9 +171,7 @@ def test_rows_of_other_device_classes_stay_and_those_not_measured_do_not_go_sile
     assert set(other) <= set(load_table(tmp_path / "right.toml").rows)
 
 
-def test_check_holds_fresh_errors_against_the_rows_and_writes_nothing(
-    measured: tuple[Path, str], tmp_path: Path
-) -> None:
+def test_check_compares_new_errors_with_the_rows_and_writes_nothing(measured: tuple[Path, str], tmp_path: Path) -> None:
     file = copied(measured, tmp_path)
     table = load_table(file)
     elsewhere = replace(table.provenance["interpreter"], device="another CPU")
@@ -183,7 +181,7 @@ def test_check_holds_fresh_errors_against_the_rows_and_writes_nothing(
     assert status == 0 and file.read_bytes() == before
     assert "right: 6 compared with a row, 0 with the derived bound; 0 beyond" in out
     assert "all rows carried over: measured on another CPU, another device of the class interpreter" in out
-    # Rows by an op ten times as near to its oracle: this one is beyond them.
+    # These rows are from an op with errors ten times smaller, so this op exceeds them.
     shrunk = []
     for row in table.rows:
         names = ("median", "quantile_90", "quantile_99", "maximum", "tolerance")
@@ -225,7 +223,7 @@ def test_a_candidate_that_ends_its_process_gets_no_table(tmp_path: Path) -> None
         ({"workers": "many"}, "invalid -n 'many': use auto, 0, 1"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+def test_ops_that_cannot_be_measured_are_refused(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
     settings = CalibrationSettings(targets=("throwaway.py:right",), samples=str(tmp_path / "samples.jsonl"))
     for name in {f.name for f in fields(settings)} & set(changed):
         settings = replace(settings, **{name: changed.pop(name)})

@@ -1,4 +1,4 @@
-"""``ktonum`` on the command line: exit statuses, one-line refusals, reports, and what survives crashes."""
+"""``ktonum`` on the command line: exit statuses, refusals in one line, reports, and results after crashes."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ unlucky = Op(name="unlucky", candidate=unlucky_, reference=reference, sample=sam
 """
 
 
-def test_a_process_that_dies_costs_its_own_verdict_alone(tmp_path: Path) -> None:
-    """By ending itself, by losing its CUDA context, and by hanging; each costs a worker, and the next one goes on."""
+def test_a_process_that_dies_costs_only_its_own_verdict(tmp_path: Path) -> None:
+    """A candidate ends its process, loses the CUDA context, or hangs. Each costs a worker; another one continues."""
     file = write_ops(tmp_path)
     file.write_text(file.read_text(encoding="utf-8") + MISFORTUNES, encoding="utf-8")
     common = ("--device", "cpu", "--dtype", "fp32", "--json", "report.json", "--junit", "junit.xml")
@@ -112,7 +112,7 @@ def test_a_process_that_dies_costs_its_own_verdict_alone(tmp_path: Path) -> None
     assert len(tests) == 5, "a worker's end is no test of its own"
 
 
-def test_without_workers_a_lost_context_fails_what_comes_after_it(tmp_path: Path) -> None:
+def test_without_workers_a_lost_context_fails_later_items(tmp_path: Path) -> None:
     status, _, _, report = audit(tmp_path, "poisoned", "-n", "0", "--only", "forward")
     assert status == 1
     assert [r.verdict.value for r in report.results] == ["PASS", "ERROR", "ERROR"]
@@ -121,8 +121,8 @@ def test_without_workers_a_lost_context_fails_what_comes_after_it(tmp_path: Path
     assert "an earlier item crashed CUDA in this process (poisoned[N=5" in last.reason
 
 
-def test_what_was_measured_before_an_interruption_is_written(tmp_path: Path) -> None:
-    """SIGTERM, from outside."""
+def test_results_before_an_interruption_are_written(tmp_path: Path) -> None:
+    """SIGTERM is sent from another process."""
     write_ops(tmp_path)
     arguments = ("audit", "throwaway.py:slow", "--device", "cpu", "--dtype", "fp32", "-n", "0", "--json", "report.json")
     process = start(tmp_path, *arguments, PYTHONUNBUFFERED="1")
@@ -163,7 +163,7 @@ def _check_interrupted(out: str, report: Report) -> None:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line that a wrong usage gets."""
+    """The single line that the command prints for wrong usage."""
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     captured = capsys.readouterr()
