@@ -38,7 +38,7 @@ def _result(context: CaseContext, verdict: Verdict, differences: int, reason: st
 
 
 def _differences(*, actual: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None]) -> list[str]:
-    """What is wrong with ``actual``, in words that continue "the candidate". Tensors that it lacks do not count."""
+    """The differences of ``actual``, in words that continue "the candidate". Tensors that it lacks do not count."""
     found = []
     for name, tensor in actual.items():
         if tensor is None:

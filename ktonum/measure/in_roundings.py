@@ -51,7 +51,7 @@ Model = Callable[["Stretch"], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Errors:
-    """What `measure_errors` found.
+    """The result of `measure_errors`.
 
     Attributes:
         values: By measure; all are ``inf`` if an element is wrongly NaN or infinite.

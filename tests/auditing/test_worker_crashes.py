@@ -1,4 +1,4 @@
-"""What a worker leaves behind when it dies, and which errors cost it its CUDA context.
+"""The trace that a worker leaves when it dies, and the errors after which its CUDA context is lost.
 
 `tests/cli/test_cli.py` has workers that end, hang and lose their context.
 """

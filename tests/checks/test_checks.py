@@ -200,7 +200,7 @@ def test_a_sequence_without_a_loss_is_no_error(reduction: str, dtype: str) -> No
     point = Point({"B": 4, "T": 5, "H": 8, "V": 11}, parameters, without=without)
     results = audited(replace(OP, candidate=PlainKTO, sample=_first_sequence_masked, dims=[point]), dtype)
     assert_all_pass(results)
-    # Nor does any defect count as flagged there, however small.
+    # A planted defect must be flagged because of its size, and not because of the NaN.
     found = [p for r in results if r.check == "forward" for p in r.power]
     sizes = [p.size for p in found if p.tensor == "loss" and p.unit]
     assert sizes and all(size is not None and size > 1e-16 for size in sizes)
