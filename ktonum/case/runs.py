@@ -144,7 +144,8 @@ class CaseRuns:
         for name, gradient in self.oracle.gradients.items():
             if gradient is not None and result.gradients.get(name) is None:
                 raise CandidateError(
-                    f"gave no gradient for {name!r}, and the reference's is not zero: autograd lost it"
+                    f"gave no gradient for {name!r}, but the reference gives one: do not detach {name!r}, and do not "
+                    f"return None for it in backward"
                 )
         for name, output in self.oracle.outputs.items():
             if name not in result.outputs:
@@ -152,7 +153,8 @@ class CaseRuns:
             mine = result.outputs[name]
             if mine is not None and output is not None and mine.shape != output.shape:
                 raise CandidateError(
-                    f"{name!r} has shape {tuple(mine.shape)}: the reference's is {tuple(output.shape)}"
+                    f"returned {name!r} with shape {tuple(mine.shape)}: return the reference's shape "
+                    f"{tuple(output.shape)}"
                 )
         actual = result.tensors()
         return {name: tensor for name, tensor in expected.items() if name in actual}

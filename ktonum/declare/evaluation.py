@@ -61,7 +61,7 @@ def named_outputs(returned: Any) -> dict[str, Tensor | None]:
     for name, value in returned.items():
         if value is not None and not isinstance(value, Tensor):
             raise CandidateError(
-                f"output {name!r} is a {type(value).__name__}: return tensors, or None if it is missing"
+                f"returned a {type(value).__name__} as output {name!r}: return a tensor, or None if there is none"
             )
     return dict(returned)
 
@@ -116,11 +116,12 @@ def evaluate(
             )
         if output.shape != cotangent.shape:
             raise CandidateError(
-                f"{name!r} has shape {tuple(output.shape)}: return the reference's shape {tuple(cotangent.shape)}"
+                f"returned {name!r} with shape {tuple(output.shape)}: return the reference's shape "
+                f"{tuple(cotangent.shape)}"
             )
         if not output.requires_grad:
             raise CandidateError(
-                f"{name!r} carries no gradient, but that of the reference does: do not detach it or use no_grad"
+                f"returned {name!r} without requires_grad, but the reference's has it: do not detach it or use no_grad"
             )
         roots.append(output)
         cotangents.append(cotangent.to(output.dtype))

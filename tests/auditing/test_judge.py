@@ -115,7 +115,7 @@ def test_an_oracle_out_of_memory_is_inconclusive() -> None:
         (lambda loss: {"loss": None}, "loss"),
         (lambda loss: loss, "output"),
         (lambda loss: {"loss": loss.view(1)}, "(1,)"),
-        (lambda loss: {"loss": loss.detach()}, "carries no gradient"),
+        (lambda loss: {"loss": loss.detach()}, "without requires_grad"),
     ],
 )
 def test_a_wrong_structure_is_an_error_that_names_it(returned: Callable[[Tensor], Any], fragment: str) -> None:
