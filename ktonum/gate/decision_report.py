@@ -36,9 +36,9 @@ def print_gate(console: Console, gate: Gate) -> None:
 
 def _changed(gate: Gate) -> str:
     if not gate.changed:
-        return f"none of {gate.errors} measured errors has changed."
+        return f"none of {gate.errors} errors has changed."
     few = "" if gate.enough_cases else ", in too few cases to tell growth from chance"
-    return f"{gate.changed} of {gate.errors} measured errors have changed{few}."
+    return f"{gate.changed} of {gate.errors} errors have changed{few}."
 
 
 def _rows(gate: Gate) -> list[tuple[str, str, str]]:
