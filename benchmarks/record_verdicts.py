@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ktonum.results import CheckResult
-from ktonum.results.schema_1 import upgraded_result
+from ktonum.results.upgrade_schema_1 import upgraded_result
 
 READY = ("rms_norm", "layer_norm", "swiglu", "cross_entropy", "fused_linear_cross_entropy")
 # Candidates that pass and candidates that fail, under both standards. `growth` is left out for the interpreted kernels,

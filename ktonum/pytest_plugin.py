@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from ktonum.auditing.audit_process import AuditProcess
+from ktonum.auditing.audit_settings import AuditSettings
 from ktonum.auditing.devices import DEVICES
 from ktonum.auditing.op_loading import declared_ops
 from ktonum.auditing.pytest_items import PREFIX
 from ktonum.auditing.session_hooks import SessionHooks, sent_settings
-from ktonum.auditing.settings import AuditSettings
 from ktonum.errors import UsageError
 from ktonum.results import Report
 

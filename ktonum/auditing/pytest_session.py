@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from ktonum.auditing.audit_process import AuditProcess
+from ktonum.auditing.audit_settings import SessionSettings
 from ktonum.auditing.plan import Plan
 from ktonum.auditing.pytest_items import node_id
 from ktonum.auditing.session_hooks import SessionHooks
-from ktonum.auditing.settings import SessionSettings
 from ktonum.results import Cause, CheckResult
 
 __all__ = ["Outcome", "available_cores", "run_session", "worker_count"]

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from ktonum.auditing.audit_process import AuditProcess
+from ktonum.auditing.audit_settings import SessionSettings
 from ktonum.auditing.item_runner import ItemRunner
 from ktonum.auditing.plan import PlannedItem
 from ktonum.auditing.pytest_items import PREFIX, collect_items, name_in_junit, node_id, result_of
-from ktonum.auditing.settings import SessionSettings
 from ktonum.auditing.worker_crashes import CrashTrace, CrashTraces, end_worker, handle_crash
 from ktonum.errors import UsageError
 from ktonum.results import CheckResult

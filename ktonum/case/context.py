@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from ktonum.bounds import ErrorBound, standard_named
-from ktonum.case.grants import bound_at_extremes, granted_bounds
+from ktonum.case.granted_bounds import bound_at_extremes, granted_bounds
 from ktonum.case.runs import CaseRuns
 from ktonum.declare.cases import Case
 from ktonum.declare.op import Op

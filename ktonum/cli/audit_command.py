@@ -15,8 +15,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ktonum.auditing.audit_process import AuditProcess
+from ktonum.auditing.audit_settings import AuditSettings
 from ktonum.auditing.plan import Plan, PlannedCheck
-from ktonum.auditing.settings import AuditSettings
 from ktonum.cli.option_checks import check_file, check_folder, check_workers
 from ktonum.errors import UsageError
 from ktonum.results import CheckResult, Report, Verdict

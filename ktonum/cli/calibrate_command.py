@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ktonum.auditing.audit_process import AuditProcess
 from ktonum.auditing.plan import Plan
-from ktonum.calibrate.settings import CalibrationSettings
+from ktonum.calibrate.calibration_settings import CalibrationSettings
 from ktonum.cli.option_checks import check_file, check_workers
 from ktonum.errors import TableError, UsageError
 from ktonum.results import CheckResult, Verdict

@@ -15,21 +15,12 @@ from typing import Annotated
 import typer
 
 from ktonum import __version__
-from ktonum.auditing.settings import AuditSettings
+from ktonum.auditing.audit_settings import AuditSettings
 from ktonum.cli.audit_command import AuditRequest, audit_command
 from ktonum.errors import UsageError
+from ktonum.ready_ops import SHIPPED
 
 __all__ = ["app", "main"]
-
-#: Ops that come with ktonum.
-SHIPPED = {
-    "kto": "ktonum.kernels.audit.kto_op:OP",
-    "rms_norm": "ktonum.ready_ops.rms_norm:OP",
-    "layer_norm": "ktonum.ready_ops.layer_norm:OP",
-    "swiglu": "ktonum.ready_ops.swiglu:OP",
-    "cross_entropy": "ktonum.ready_ops.cross_entropy:OP",
-    "fused_linear_cross_entropy": "ktonum.ready_ops.fused_linear_cross_entropy:OP",
-}
 
 app = typer.Typer(
     help="Numerics audits for GPU kernels: is it right, and would the test have noticed if it were not?",
@@ -140,7 +131,7 @@ def calibrate(
     ] = "600",
 ) -> None:
     """Measure tolerances on right implementations and write their tables. Exit statuses are those of audit."""
-    from ktonum.calibrate.settings import FIRST_FRESH_SEED, FIRST_SEED, CalibrationSettings
+    from ktonum.calibrate.calibration_settings import FIRST_FRESH_SEED, FIRST_SEED, CalibrationSettings
     from ktonum.cli.calibrate_command import CalibrationRequest, calibrate_command
 
     ops = tuple(op or ("kto",))

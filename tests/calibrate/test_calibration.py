@@ -14,10 +14,10 @@ import torch
 from ktonum.auditing.judge import check_named, run_check
 from ktonum.calibrate.against_table import hold_against_rows
 from ktonum.calibrate.block_errors import sample_block
+from ktonum.calibrate.calibration_settings import FIRST_SEED
 from ktonum.calibrate.planned_block import PlannedBlock, SamplesFile
 from ktonum.calibrate.samples_file import append_samples, made_with, read_samples
 from ktonum.calibrate.seed_blocks import Block, Wanted, blocks_of, candidates_in_words, right_candidates
-from ktonum.calibrate.settings import FIRST_SEED
 from ktonum.calibrate.table_revision import revise_rows
 from ktonum.calibrate.table_rows import Pool, Stratum, pool_samples, row_of
 from ktonum.case.context import CaseContext

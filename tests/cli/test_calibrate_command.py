@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from ktonum.calibrate.calibration_settings import CalibrationSettings
 from ktonum.calibrate.samples_file import read_samples
-from ktonum.calibrate.settings import CalibrationSettings
 from ktonum.cli.calibrate_command import CalibrationRequest
 from ktonum.errors import UsageError
 from ktonum.tolerances.table_files import load_table, write_table

@@ -242,8 +242,9 @@ def test_cuda_is_refused_where_there_is_none(
 
 def test_the_shipped_op_resolves() -> None:
     from ktonum.auditing.op_loading import load_ops
+    from ktonum.ready_ops import SHIPPED
 
-    assert [op.name for op in load_ops(list(cli.SHIPPED.values()))] == list(cli.SHIPPED)
+    assert [op.name for op in load_ops(list(SHIPPED.values()))] == list(SHIPPED)
 
 
 def test_inconclusive_passes_unless_strict_and_an_audit_without_a_pass_fails(tmp_path: Path) -> None:

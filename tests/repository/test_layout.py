@@ -54,8 +54,8 @@ LEGAL = {
     "ktonum/checks/gradients.py": "from ktonum.measure.comparison import compare\n",
     "ktonum/tolerances/tables.py": "",
     "ktonum/pytest_plugin.py": "from ktonum.errors import KtonumError\n",
-    "ktonum/cli/command_line.py": "from ktonum import __version__\nfrom ktonum.checks import CHECKS\n"
-    "SHIPPED = {'kto': 'ktonum.kernels.audit.kto_op:OP'}\n",
+    "ktonum/cli/command_line.py": "from ktonum import __version__\nfrom ktonum.checks import CHECKS\n",
+    "ktonum/ready_ops/__init__.py": '"""Ops."""\nSHIPPED = {"kto": "ktonum.kernels.audit.kto_op:OP"}\n',
     "kernels/__init__.py": '"""Names."""\n',
     "kernels/contract/formula.py": "import torch\nfrom ktonum.errors import KtonumError\n",
     "kernels/device/logits/kernels.py": "import triton\n",

@@ -45,8 +45,8 @@ KERNELS = ("contract", "device", "step", "loss", "audit", "peers", "bench")
 FACES = ("ktonum", "ktonum.kernels")
 #: The only room of kernels/ that knows the numerics library: the op under audit.
 OP_ROOM = "ktonum.kernels.audit"
-#: May spell the name of a kernels module, to look up a shipped op by it; importing one is not for it either.
-SHIPPED_OP_LOOKUP = ("ktonum.cli.command_line",)
+#: May spell the name of a kernels module, to look up an op or a command by it. They must not import one either.
+SHIPPED_OP_LOOKUP = ("ktonum.ready_ops", "ktonum.cli.command_line")
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,9 @@ class Ban:
 
 _LAZY = "loads before anyone knows whether torch is needed"
 _LOADED_FIRST = (
-    *("errors", "results", "results.*", "pytest_plugin", "declare", "declare.cases", "calibrate", "calibrate.settings"),
-    *("auditing", "auditing.settings", "auditing.plan", "auditing.op_loading", "auditing.devices"),
+    *("errors", "results", "results.*", "pytest_plugin", "declare", "declare.cases", "ready_ops", "calibrate"),
+    "calibrate.calibration_settings",
+    *("auditing", "auditing.audit_settings", "auditing.plan", "auditing.op_loading", "auditing.devices"),
     *("auditing.gpu_slots", "auditing.audit_process", "auditing.worker_crashes", "auditing.item_runner"),
     *("auditing.pytest_items", "auditing.session_hooks", "auditing.pytest_session"),
 )

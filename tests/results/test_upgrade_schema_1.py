@@ -16,7 +16,7 @@ from ktonum.gate.decision import hold_against
 from ktonum.gate.report_reading import read_report
 from ktonum.report.sentences import bound_words, reason_words
 from ktonum.results import BoundKind, BoundSource, Cause, CheckResult, Measurement, Report, Verdict
-from ktonum.results.schema_1 import upgraded_result
+from ktonum.results.upgrade_schema_1 import upgraded_result
 
 FILE = Path(__file__).with_name("report_schema_1.json")
 OLD = json.loads(FILE.read_text(encoding="utf-8"))

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from ktonum.auditing.audit_settings import AuditSettings, SessionSettings
 from ktonum.auditing.plan import KeptContext
-from ktonum.auditing.settings import AuditSettings, SessionSettings
-from ktonum.calibrate.settings import CalibrationSettings
+from ktonum.calibrate.calibration_settings import CalibrationSettings
 from ktonum.results import CheckResult, Report, Verdict
 from subjects.small_ops import RMS_NORM
 from support.command_line import run

@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ktonum.errors import InputError
-from ktonum.results import schema_1
 from ktonum.results.check_result import CheckResult, Verdict
+from ktonum.results.json_schema import read_schema, write_schema
 from ktonum.results.records import from_record, to_record
 
-__all__ = ["SCHEMA", "Report"]
-
-#: What `Report.to_json` writes; `Report.from_json` also reads `ktonum.results.schema_1`.
-SCHEMA = "ktonum-report/2"
+__all__ = ["Report"]
 
 
 @dataclass(frozen=True)
@@ -49,11 +46,8 @@ class Report:
 
     def to_json(self, path: str | Path) -> None:
         """Write the report; `from_json` reads it back. docs/report_schema.md lists the fields."""
-        document = {
-            "schema": SCHEMA,
-            "environment": to_record(Report((), self.environment))["environment"],
-            "results": [result.to_record() for result in self.results],
-        }
+        environment = to_record(Report((), self.environment))["environment"]
+        document = write_schema({"environment": environment, "results": [r.to_record() for r in self.results]})
         Path(path).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -75,15 +69,4 @@ class Report:
         Raises:
             InputError: The schema is unknown, or a field is missing, unknown, or not of its type.
         """
-        found = document.get("schema") if isinstance(document, dict) else None
-        if not isinstance(document, dict) or found not in (SCHEMA, schema_1.SCHEMA):
-            raise InputError(
-                f"the schema is {found!r}, and {SCHEMA!r} or {schema_1.SCHEMA!r} is accepted; write a file with "
-                f"`ktonum audit OP --json FILE`, or upgrade ktonum if a newer one wrote this file"
-            )
-        if found == schema_1.SCHEMA:
-            try:
-                document = schema_1.upgraded(document)
-            except (AttributeError, LookupError, TypeError) as error:
-                raise InputError(f"a result is damaged ({type(error).__name__}: {error}); audit again") from error
-        return from_record(cls, {k: v for k, v in document.items() if k != "schema"}, "report")
+        return from_record(cls, read_schema(document), "report")

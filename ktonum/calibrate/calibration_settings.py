@@ -1,6 +1,6 @@
 """What a calibration was asked to do, and the session items that follow from it.
 
-Imports torch only inside functions, as `ktonum.auditing.settings` does.
+Imports torch only inside functions, as `ktonum.auditing.audit_settings` does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ktonum.auditing.settings import SessionSettings
+from ktonum.auditing.audit_settings import SessionSettings
 from ktonum.declare.cases import parse_dtypes
 from ktonum.errors import UsageError
 

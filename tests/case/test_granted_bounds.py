@@ -13,7 +13,7 @@ import ktonum
 from ktonum.auditing.judge import check_named, run_check
 from ktonum.bounds import EAGER
 from ktonum.case.context import CaseContext
-from ktonum.case.grants import granted_bounds
+from ktonum.case.granted_bounds import granted_bounds
 from ktonum.declare.cases import Case
 from ktonum.declare.error_model import ErrorModel
 from ktonum.declare.op import Op
