@@ -18,11 +18,12 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "benchmarks").glob("**/*.md")),
 ]
-README = (ROOT / "README.md").read_text("utf-8")
 GLOSSARY = (ROOT / "docs" / "glossary.md").read_text("utf-8")
-#: A Python file that the README shows, and the output that it shows behind it.
+#: A Python file that a page shows, and the output that it shows behind it.
 SHOWN = re.findall(
-    r"^```python file=(\S+)\n((?:(?!```).*\n)*)```\n\n[^`#\n]+\n\n```text\n((?:(?!```).*\n)*)```$", README, re.MULTILINE
+    r"^```python file=(\S+)\n((?:(?!```).*\n)*)```\n\n[^`#\n]+\n\n```text\n((?:(?!```).*\n)*)```$",
+    "\n".join(page.read_text("utf-8") for page in PAGES),
+    re.MULTILINE,
 )
 
 
@@ -81,7 +82,8 @@ def test_the_output_shown_is_printed(name: str, code: str, shown: str, tmp_path:
 
 
 def test_outputs_are_shown_and_another_output_is_noticed() -> None:
-    assert {name for name, *_ in SHOWN} == {"check_gradient.py", "check_result.py", "compare_tensors.py"}
+    of_readme = {"check_gradient.py", "check_result.py", "compare_tensors.py"}
+    assert {name for name, *_ in SHOWN} == of_readme | {"row_dot_audit.py"}
     assert missing_from("gradcheck PASS: off by 3.1e-07, fine", "gradcheck PASS: off by 2e-09 ...\n...\n") == []
     assert missing_from("gradcheck PASS", "gradcheck ... FAIL") == ["FAIL"]
 
