@@ -4,8 +4,9 @@ Run it from a checkout on a machine with a CUDA device. ktonum need not be insta
 
     python benchmarks/collect_gpu_evidence.py [--out FOLDER] [--only NAME ...] [--liger-checkout PATH]
 
-Each stage writes a log to the folder; an audit also writes its JSON report. The folder's ``README.md`` states device,
-versions, commit and date, the exit status and the time of each stage, and the errors at production size.
+Each stage writes a log to the folder, by default ``gpu_evidence``; an audit also writes its JSON report. The folder's
+``README.md`` states device, versions, commit and date, the exit status and the time of each stage, and the errors at
+production size. A folder whose ``README.md`` has another origin, such as ``benchmarks/results``, is refused.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from ktonum.errors import UsageError  # noqa: E402
 from ktonum.report.environment import describe_environment  # noqa: E402
 from ktonum.results import CheckResult, Report  # noqa: E402
 from subjects.op_defects import OPS  # noqa: E402
+
+#: The line by which this script knows a page that it wrote.
+COLLECTED = "Collected by `python benchmarks/collect_gpu_evidence.py`."
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def summary(outcomes: list[Outcome], out: Path) -> str:
         f"{environment['date']}, {device['name']} ({device['capability']}, {device['count']} of them), commit "
         f"{environment['commit']}; " + ", ".join(f"{k} {v}" for k, v in environment["packages"].items()) + ".",
         "",
-        "Collected by `python benchmarks/collect_gpu_evidence.py`.",
+        COLLECTED,
         "",
         "| stage | exit status | seconds |",
         "|---|---|---|",
@@ -131,13 +135,27 @@ def summary(outcomes: list[Outcome], out: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def holds_another_page(out: Path) -> bool:
+    """Whether the folder has a ``README.md`` that this script did not write and would replace."""
+    page = out / "README.md"
+    return page.exists() and COLLECTED not in page.read_text(encoding="utf-8")
+
+
 def main() -> int:
     """Run the stages. The exit status is 1 if a stage failed; published candidates may fail."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=Path("gpu_evidence"), help="folder to write to [gpu_evidence]")
     parser.add_argument("--only", nargs="*", help="names of stages (default: all)")
     parser.add_argument("--liger-checkout", help="a Liger-Kernel checkout, to run its own KTO tests")
     arguments = parser.parse_args()
+    # Stages run in the repository's root, wherever this script was started.
+    arguments.out = arguments.out.absolute()
+    if holds_another_page(arguments.out):
+        sys.stderr.write(
+            f"{arguments.out / 'README.md'} was not written by this script: pass another folder as --out\n"
+        )
+        return 2
+
     import torch
 
     if not torch.cuda.is_available():
