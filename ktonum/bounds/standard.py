@@ -103,9 +103,9 @@ class Standard:
         """Whether the error of plain PyTorch in ``dtype`` is granted, times `MEASURED_SCALE`.
 
         It is granted instead of an analysis where there is none, and at least where an analysis to first order does not
-        hold: at the ends of the inputs' range and in long reductions. A logit of 10,000 is rounded by 20 in bfloat16,
-        so that chance decides which class has the largest probability; a gradient behind a saturated sigmoid has lost
-        its digits. Where plain PyTorch overflows, any value is granted.
+        hold: at the ends of the inputs' range and in long reductions. Rounding a logit of 10,000 to bfloat16 changes it
+        by up to 32, so that chance decides which class has the largest probability; a gradient behind a saturated
+        sigmoid has lost its digits. Where plain PyTorch overflows, any value is granted.
         """
         return self.as_plain and dtype != torch.float64
 
