@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from ktonum.declare.error_model import DerivedErrors as DerivedErrors
     from ktonum.declare.op import Law as Law
     from ktonum.declare.op import Op as Op
-    from ktonum.errors import GradcheckError as GradcheckError
     from ktonum.errors import InputError as InputError
     from ktonum.errors import KtonumError as KtonumError
     from ktonum.errors import ToleranceError as ToleranceError
     from ktonum.gradient_check.gradcheck import gradcheck as gradcheck
+    from ktonum.gradient_check.gradcheck_error import GradcheckError as GradcheckError
+    from ktonum.gradient_check.gradgradcheck import gradgradcheck as gradgradcheck
     from ktonum.gradient_check.result import GradcheckResult as GradcheckResult
     from ktonum.measure.comparison import Comparison as Comparison
     from ktonum.measure.comparison import compare as compare

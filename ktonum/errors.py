@@ -8,7 +8,6 @@ from __future__ import annotations
 
 __all__ = [
     "CandidateError",
-    "GradcheckError",
     "InputError",
     "KtonumError",
     "TableError",
@@ -35,18 +34,6 @@ class TableError(KtonumError, ValueError):
 
 class CandidateError(KtonumError):
     """The function under audit raised an exception, or its result has the wrong structure."""
-
-
-class GradcheckError(KtonumError, RuntimeError):
-    """A gradient is wrong. ``result`` holds the `GradcheckResult`.
-
-    It is also a ``RuntimeError``, because `torch.autograd.gradcheck` raises one: existing ``except`` clauses keep
-    working.
-    """
-
-    def __init__(self, message: str, result: object = None) -> None:
-        super().__init__(message)
-        self.result = result
 
 
 class ToleranceError(KtonumError, AssertionError):

@@ -16,8 +16,8 @@ def spaced_out(tensor: Tensor) -> Tensor:
 
     A kernel that assumes contiguous rows, or reads beyond its inputs, reads these values.
     """
-    poison: Any = math.nan if tensor.is_floating_point() else tensor.dtype == torch.bool
-    if not tensor.is_floating_point() and tensor.dtype != torch.bool:
+    poison: Any = math.nan if tensor.is_floating_point() or tensor.is_complex() else tensor.dtype == torch.bool
+    if isinstance(poison, bool) and tensor.dtype != torch.bool:
         poison = torch.iinfo(tensor.dtype).max
     room = torch.full([2 * n + 1 for n in tensor.shape], poison, dtype=tensor.dtype, device=tensor.device)
     view = room[tuple(slice(1, None, 2) for _ in tensor.shape)]

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ktonum.gradient_check.odd_fits import FEWEST_FREEDOM, windows
+
 __all__ = [
     "DerivativeEstimate",
     "HalfDifference",
     "derivative",
     "extrapolate",
-    "kink_slope",
     "ladder",
     "next_step",
     "sharpest_step",
@@ -33,13 +34,9 @@ __all__ = [
 #: Two-sided quantiles of Student's t at a risk of 1e-6, for 1, 2, ... degrees of freedom. They say how far an estimate
 #: can be from the truth, in standard deviations that were estimated from so few residuals.
 STUDENT = (636600.0, 1000.0, 130.2, 49.46, 28.48, 20.05, 15.77, 13.26, 11.64, 10.52)
-#: The fewest surplus steps of a fit. A single one often agrees by accident if the noise has few distinct values.
-FEWEST_FREEDOM = 2
 #: The factor in place of `STUDENT` for a noise level that is known beforehand: 5 standard deviations of a normal
 #: distribution (risk 6e-7), and room for functions that round a few times instead of once.
 KNOWN_NOISE = 8.0
-#: The most terms that are fitted, a1 h to a7 h^7. More terms would need smaller steps than the noise allows.
-MOST_TERMS = 4
 #: Ratio of neighbouring steps in float64. With 8, five steps span 2^12. So one ladder suits functions of unknown length
 #: scale, and its small steps show the noise.
 RATIO = 8.0
@@ -118,29 +115,6 @@ def student_factor(freedom: int) -> float:
     return STUDENT[min(freedom, len(STUDENT)) - 1]
 
 
-def fit_odd(differences: Sequence[HalfDifference], terms: int) -> tuple[float, float, float]:
-    """Least-squares fit of ``a1 h + a3 h^3 + ...`` with ``terms`` terms to the half differences.
-
-    Steps are divided by the largest one so that the columns are comparable. The fit uses QR, because normal equations
-    would lose digits.
-
-    Returns:
-        ``a1``; the standard deviation of ``a1`` for a noise of 1 in each half difference; the residual sum of squares.
-
-    Raises:
-        numpy.linalg.LinAlgError: The steps are too far apart to distinguish so many terms.
-    """
-    top = max(d.step for d in differences)
-    steps = np.array([d.step / top for d in differences], dtype=np.float64)
-    values = np.array([d.odd for d in differences], dtype=np.float64)
-    columns = steps[:, None] ** (2 * np.arange(terms) + 1)
-    orthogonal, triangular = np.linalg.qr(columns)
-    first_row = np.linalg.solve(triangular.T, np.eye(terms)[0])
-    coefficients = np.linalg.solve(triangular, orthogonal.T @ values)
-    residual = values - columns @ coefficients
-    return float(coefficients[0]) / top, float(np.linalg.norm(first_row)) / top, float(residual @ residual)
-
-
 def extrapolate(differences: Sequence[HalfDifference], *, noise_floor: float) -> DerivativeEstimate:
     """The derivative at 0 with the smallest error bar that the differences support.
 
@@ -156,39 +130,47 @@ def extrapolate(differences: Sequence[HalfDifference], *, noise_floor: float) ->
     """
     usable = sorted((d for d in differences if d.usable), key=lambda d: -d.step)
     best = DerivativeEstimate(math.nan, math.inf, math.inf, math.inf, math.inf, math.nan, 0, 0, len(usable))
+    if len(usable) <= FEWEST_FREEDOM:
+        return best
+    known = windows(tuple(d.step for d in usable))
+    values = np.array([d.odd for d in usable])
+    slopes = (known.slopes @ values).tolist()
+    residuals = np.square(known.residuals @ values).sum(-1).tolist()
     finer: list[DerivativeEstimate] = []
     for start in reversed(range(len(usable) - FEWEST_FREEDOM)):
-        fits = _fits(usable[start:], noise_floor, len(usable))
+        numbers = [k for k, (first, _, _) in enumerate(known.fits) if first == start]
+        freest = len(usable) - start
+        # Rounding of the largest value inside the fit itself.
+        floor = max(noise_floor, 2.0**-53 * max(abs(d.odd) for d in usable[start:]))
+        fits = []
+        for number, following in zip(numbers, numbers[1:], strict=False):
+            _, terms, unit_error = known.fits[number]
+            freedom = freest - terms
+            if freedom < FEWEST_FREEDOM:
+                break
+            deviation = math.sqrt(residuals[number] / freedom)
+            noise_part = max(student_factor(freedom) * deviation, KNOWN_NOISE * floor) * unit_error
+            truncation = abs(slopes[number] - slopes[following])
+            fits.append(
+                DerivativeEstimate(
+                    value=slopes[number],
+                    error_bar=truncation + noise_part,
+                    truncation=truncation,
+                    noise_part=noise_part,
+                    noise=max(deviation, floor),
+                    step=usable[start].step,
+                    terms=terms,
+                    freedom=freedom,
+                    levels=len(usable),
+                )
+            )
         if not fits:
             continue
-        # Coarse steps jump over a fast oscillation, which then looks like noise. So a coarse fit must agree with the
-        # finer ones, which resolve it.
+        # An oscillation that coarse steps jump over looks like noise to them; finer steps that resolve it win.
         settled = [e for e in fits if all(abs(e.value - f.value) <= e.error_bar + f.error_bar for f in finer)]
         best = min([best, *settled], key=lambda e: e.error_bar)
         finer.append(min(fits, key=lambda e: e.error_bar))
     return best
-
-
-def _fits(window: Sequence[HalfDifference], noise_floor: float, levels: int) -> list[DerivativeEstimate]:
-    """Estimates with 1, 2, ... Taylor terms from one window (largest step first)."""
-    fits = []
-    for terms in range(1, min(MOST_TERMS + 1, len(window)) + 1):
-        try:
-            fits.append(fit_odd(window, terms))
-        except np.linalg.LinAlgError:  # the steps are too far apart, e.g. 1, 8e-6, 1e-6 for ninth powers
-            break
-    # The fit itself rounds the largest value.
-    floor = max(noise_floor, 2.0**-53 * max(abs(d.odd) for d in window))
-    estimates = []
-    for terms in range(1, min(len(fits), len(window) - FEWEST_FREEDOM + 1)):
-        (value, unit_error, residual), (higher, _, _) = fits[terms - 1], fits[terms]
-        freedom = len(window) - terms
-        deviation = math.sqrt(residual / freedom)
-        noise_part = max(student_factor(freedom) * deviation, KNOWN_NOISE * floor) * unit_error
-        truncation = abs(value - higher)
-        bar, noise, top = truncation + noise_part, max(deviation, floor), window[0].step
-        estimates.append(DerivativeEstimate(value, bar, truncation, noise_part, noise, top, terms, freedom, levels))
-    return estimates
 
 
 def next_step(
@@ -205,9 +187,18 @@ def next_step(
     steps = sorted(d.step for d in differences)
     refused = any(not d.usable for d in differences)
     noisy = estimate.noise_part >= estimate.truncation and estimate.noise <= LARGEST_NOISE * size
-    if noisy and not refused and estimate.step == steps[-1]:
+    if noisy and not refused and estimate.step == steps[-1] and not _still_converging(differences, ratio):
         return steps[-1] * ratio
     return steps[0] / ratio
+
+
+def _still_converging(differences: Sequence[HalfDifference], ratio: float) -> bool:
+    """Whether the slopes at the finest steps come closer to one another. Noise would drive them apart.
+
+    A fit of few steps takes the part of a function that its terms cannot follow for noise.
+    """
+    slopes = [d.odd / d.step for d in sorted(differences, key=lambda d: d.step) if d.usable][:3]
+    return len(slopes) == 3 and 0.0 < abs(slopes[0] - slopes[1]) * ratio < abs(slopes[1] - slopes[2])
 
 
 def sharpest_step(differences: Sequence[HalfDifference], estimate: DerivativeEstimate) -> tuple[float, float]:
@@ -227,26 +218,6 @@ def sharpest_step(differences: Sequence[HalfDifference], estimate: DerivativeEst
     ]
     error, step = min(candidates)
     return step, error
-
-
-def kink_slope(bends: Sequence[tuple[float, float]]) -> float:
-    """The difference of the one-sided slopes at 0, or 0.0 if there is no sign of a kink.
-
-    A central difference does not see a kink at 0, because it converges to the mean of the two slopes. The bend
-    ``|phi(h) + phi(-h) - 2 phi(0)|`` does. It is of order h^2 where phi is smooth, of order h at a kink, and constant
-    where rounding dominates. So from step to smaller step, bend / h falls, stays or rises. If it stays over three
-    neighbouring steps, there is a kink. Where curvature gives way to noise, it stays over two steps at most.
-
-    Args:
-        bends: Pairs ``(step, bend)``; those with a bend that is not finite are dropped.
-    """
-    slopes = [bend / step for step, bend in sorted(bends) if math.isfinite(bend)]
-    plateaus = [
-        middle
-        for low, middle, high in zip(slopes, slopes[1:], slopes[2:], strict=False)
-        if 0.0 < max(low, middle, high) <= 1.5 * min(low, middle, high)
-    ]
-    return min(plateaus, default=0.0)
 
 
 def derivative(

@@ -60,7 +60,8 @@ class InputGradient:
     """The check of one input's gradient.
 
     Attributes:
-        position: Position among the inputs.
+        position: Position among the differentiated tensors.
+        name: The tensor's name, e.g. ``input 0``, ``input 1['scale']`` or ``parameter weight``.
         verdict: PASS, FAIL or INCONCLUSIVE.
         reason: Why the verdict is not a plain PASS; empty if it is.
         own_direction: Whether the measurement below moved this input alone.
@@ -77,6 +78,7 @@ class InputGradient:
     """
 
     position: int
+    name: str
     verdict: Verdict
     reason: str
     own_direction: bool
@@ -113,7 +115,7 @@ class Location:
 
 @dataclass(frozen=True)
 class GradcheckResult:
-    """The result of `ktonum.gradcheck`. It is truthy unless the verdict is FAIL.
+    """The result of `ktonum.gradcheck`. It is truthy if the verdict is PASS, and only then.
 
     Attributes:
         verdict: PASS, FAIL or INCONCLUSIVE.
@@ -125,7 +127,7 @@ class GradcheckResult:
         worst_index: Index of the wrong element if the check failed and a single element stands out; otherwise None.
         wrong_by: Analytic minus finite difference of that element.
         evaluations: Forward evaluations of fn for the check, including the one for backward.
-        localise_evaluations: Further evaluations after a mismatch, to confirm it and to find the wrong element.
+        localise_evaluations: Further evaluations, after a mismatch or where the check could not tell yet.
         precision: The precision that fn is assumed to compute in.
         seed: Seed of directions and cotangents.
     """
@@ -143,7 +145,7 @@ class GradcheckResult:
     seed: int = 0
 
     def __bool__(self) -> bool:
-        return self.verdict is not Verdict.FAIL
+        return self.verdict is Verdict.PASS
 
     def __str__(self) -> str:
         return self.summary()
@@ -188,8 +190,8 @@ class GradcheckResult:
 
     def _localised(self, names: Sequence[str]) -> tuple[Localisation, ...]:
         """The wrong element if the search ended at one, otherwise the input."""
-        if self.verdict is not Verdict.FAIL or self.worst_input is None:
-            return ()
+        if self.verdict is not Verdict.FAIL or self.worst_input is None or not self.inputs:
+            return ()  # without measurements the defect is one of the whole backward, such as noise
         name = f"grad_{names[self.worst_input]}"
         if self.worst_index is None or self.wrong_by is None:
             return (Localisation(name, "spread over many elements: no single element stands out", ""),)
@@ -198,33 +200,31 @@ class GradcheckResult:
 
     def summary(self) -> str:
         """One paragraph: what is wrong and where, what to do next, then the numbers and the power."""
-        parts = [f"gradcheck {self.verdict.value}: {self.reason}", _NEXT_STEP[self.verdict]]
+        parts = [f"gradcheck {self.verdict.value}: {self.reason}"]
+        if self.verdict is Verdict.FAIL and self.inputs:
+            parts.append(_NEXT_STEP)
         worst = next((entry for entry in self.inputs if entry.position == self.worst_input), None)
         if worst is not None:
             parts.append(
-                f"Input {worst.position}: analytic directional derivative {worst.analytic:.12g}, finite difference "
-                f"{worst.finite_difference:.12g}, error bar {worst.error_bar:.2g}; the mismatch is {worst.use:.2g} "
-                f"times the threshold."
+                f"{worst.name[:1].upper()}{worst.name[1:]}: analytic directional derivative {worst.analytic:.12g}, "
+                f"finite difference {worst.finite_difference:.12g}, error bar {worst.error_bar:.2g}; the mismatch is "
+                f"{worst.use:.2g} times the threshold."
             )
         if self.inputs:
             powers = "; ".join(
-                f"input {e.position}: scaling by {e.relative_power:.1e}, one element by {e.element_power:.1e} "
+                f"{e.name}: scaling by {e.relative_power:.1e}, one element by {e.element_power:.1e} "
                 f"(rms of the gradient {e.element_rms:.1e}{'' if e.own_direction else ', moved together with others'})"
                 for e in self.inputs
             )
             parts.append(f"The smallest defects that this check would have flagged: {powers}.")
         spent = f"{self.evaluations} evaluations"
         if self.localise_evaluations:
-            spent += f", {self.localise_evaluations} more to confirm and localise"
+            spent += f", {self.localise_evaluations} more to make sure"
         parts.append(f"{spent}, precision {self.precision}, seed {self.seed}.")
         return " ".join(part for part in parts if part)
 
 
-_NEXT_STEP = {
-    Verdict.PASS: "",
-    Verdict.FAIL: "Next: compare backward with the derivative at this place; if fn computes in a lower precision than "
-    "its inputs have, pass it, e.g. precision='float32'.",
-    Verdict.INCONCLUSIVE: "Next: move the inputs away from kinks, pass a larger max_evaluations, or make fn compute in "
-    "float64 throughout.",
-    Verdict.ERROR: "",
-}
+_NEXT_STEP = (
+    "Next: compare backward with the derivative at this place; if fn computes in a lower precision than its inputs "
+    "have, pass it, e.g. precision='float32'."
+)

@@ -8,11 +8,11 @@ halving, because a detected defect is usually far larger than the error of such 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
-from ktonum.gradient_check.checked_function import Contraction
+from ktonum.gradient_check.contraction import Contraction
 from ktonum.gradient_check.result import Location
 from ktonum.measure.comparison import unravelled
 
@@ -22,7 +22,7 @@ __all__ = ["localise"]
 def localise(
     contraction: Contraction,
     directions: Mapping[int, torch.Tensor],
-    gradients: Mapping[int, torch.Tensor],
+    slope: Callable[[int, torch.Tensor], float],
     *,
     mismatch: float,
     step: float,
@@ -34,7 +34,7 @@ def localise(
     Args:
         contraction: The checked function; its outputs contracted to one number.
         directions: Directions of the failed probe by input position, float64, in the shape of the input.
-        gradients: Analytic gradients for the same positions, float64, in the same shapes.
+        slope: The analytic derivative along a direction of the tensor at a position.
         mismatch: The signed mismatch of the failed probe, analytic minus finite difference.
         step: Step for single central differences.
         tolerance: Error of such a difference. A smaller mismatch of a part is not trusted.
@@ -51,8 +51,7 @@ def localise(
     def mismatch_of(position: int, low: int, high: int) -> float:
         part = torch.zeros_like(directions[position])
         part.view(-1)[low:high] = directions[position].reshape(-1)[low:high]
-        analytic = float((gradients[position] * part).sum())
-        return analytic - contraction.half_difference({position: part}, step)[0] / step
+        return slope(position, part) - contraction.half_difference({position: part}, step)[0] / step
 
     parts = {p: mismatch for p in directions}
     if len(directions) > 1 and left() >= 2 * len(directions):
@@ -76,11 +75,11 @@ def localise(
             words = f"the error is in flat elements {low} to {high - 1} (pass more localise_evaluations to find it)"
         return Location(position, None, None, share, spent, words)
     index = unravelled(low, directions[position].shape)
-    wrong_by = here / float(directions[position].reshape(-1)[low])
+    wrong_by = here / float(directions[position].reshape(-1)[low]) / contraction.scale
     alone = (
         "which explains the whole mismatch"
         if 0.9 <= share <= 1.1
         else f"which is {share:.1%} of the mismatch, so other elements are wrong too"
     )
-    words = f"element {list(index)} is off by {wrong_by:.4g}, {alone}"
+    words = f"{contraction.function.leaves[position].index_in_words(index)} is off by {wrong_by:.4g}, {alone}"
     return Location(position, index, wrong_by, share, spent, words)

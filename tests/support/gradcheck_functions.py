@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ktonum.errors import GradcheckError
 from ktonum.gradient_check.gradcheck import GradcheckResult, gradcheck
+from ktonum.gradient_check.gradcheck_error import GradcheckError
 from ktonum.results import Verdict
 
 F64 = torch.float64

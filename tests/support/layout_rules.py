@@ -90,6 +90,12 @@ BANS = (
         "ktonum.gradient_check.differences",
         ("torch.autograd", "ktonum.gradient_check"),
         "differences are the oracle of autograd",
+        ("ktonum.gradient_check.odd_fits",),
+    ),
+    Ban(
+        "ktonum.gradient_check.odd_fits",
+        ("torch", "ktonum"),
+        "differences are the oracle of autograd",
     ),
     *(Ban(f"ktonum.{m}", ("torch", "triton"), _LAZY, on_import_only=True) for m in _LOADED_FIRST),
     Ban("ktonum*", ("triton",), "the numerics library runs where Triton is absent", on_import_only=True),
