@@ -9,24 +9,27 @@ import torch
 from ktonum.gradient_check import differences as fd
 from ktonum.gradient_check.directional_derivative import CONFIDENCE, Probe, Setting
 
-__all__ = ["likely_cause", "repeated_index"]
+__all__ = ["CAUSE_EVALUATIONS", "likely_cause", "repeated_index"]
 
 # Directions that have to agree on a cause, and steps along each.
 _DIRECTIONS = 3
 _STEPS = 4
+#: What `likely_cause` takes.
+CAUSE_EVALUATIONS = 2 * _STEPS * _DIRECTIONS
 # Directions of these probe numbers are drawn for no other purpose.
 _FIRST = 1000
 
 
-def likely_cause(setting: Setting, position: int, budget: int) -> str:
+def likely_cause(setting: Setting, position: int) -> str:
     """The cause in words, or an empty string if no usual one explains the gradient.
+
+    It takes `CAUSE_EVALUATIONS` forward evaluations.
 
     Args:
         setting: The values that all probes share.
         position: The tensor with the wrong gradient.
-        budget: The most forward evaluations to spend.
     """
-    if setting.gradients is None or budget < 2 * _STEPS * _DIRECTIONS:
+    if setting.gradients is None:
         return ""
     probes = []
     for number in range(_DIRECTIONS):

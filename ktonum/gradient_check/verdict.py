@@ -9,9 +9,9 @@ from ktonum.gradient_check import differences as fd
 from ktonum.gradient_check.directional_derivative import FEWEST_LEVELS, Probe, Setting
 from ktonum.gradient_check.input_verdict import judge_input
 from ktonum.gradient_check.judged_probe import JudgedProbe, judge_probe
-from ktonum.gradient_check.likely_cause import likely_cause, repeated_index
+from ktonum.gradient_check.likely_cause import CAUSE_EVALUATIONS, likely_cause, repeated_index
 from ktonum.gradient_check.result import GradcheckResult, InputGradient
-from ktonum.gradient_check.wrong_element import localise
+from ktonum.gradient_check.wrong_element import localise, search_evaluations
 from ktonum.results import Verdict
 
 __all__ = ["judge"]
@@ -128,7 +128,16 @@ def _failure(
         for factor in (setting.ratio**0.5, setting.ratio**-0.5):
             probe.take(step * factor)
         step, error = fd.sharpest_step(probe.taken, probe.estimate())
-    localise_evaluations -= setting.contraction.function.calls - before
+    budget = localise_evaluations - (setting.contraction.function.calls - before)
+    alone = len(probe.directions) == 1
+    position = next(iter(probe.directions))
+    # A cause says more than an element, so it is looked for first if the element can still be found afterwards.
+    first = (
+        alone
+        and setting.gradients is not None
+        and budget >= CAUSE_EVALUATIONS + search_evaluations(probe.directions[position])
+    )
+    cause = likely_cause(setting, position) if first else ""
     found = localise(
         setting.contraction,
         probe.directions,
@@ -136,14 +145,16 @@ def _failure(
         mismatch=m.analytic - m.finite_difference,
         step=step,
         tolerance=4.0 * error,
-        budget=localise_evaluations,
+        budget=budget - CAUSE_EVALUATIONS if first else budget,
     )
+    if not first and budget - found.evaluations >= CAUSE_EVALUATIONS:
+        cause = likely_cause(setting, found.position)
     name = setting.leaves[found.position].name
     absent = f" backward returned None, but the outputs depend on {name};" if found.position in setting.missing else ""
-    cause = "" if absent else likely_cause(setting, found.position, localise_evaluations - found.evaluations)
+    repeated = ""
     if not cause and found.index is not None and found.wrong_by is not None:
-        cause = repeated_index(setting, found.position, found.index, found.wrong_by)
-    words = "; ".join(filter(None, (found.words, cause)))
+        repeated = repeated_index(setting, found.position, found.index, found.wrong_by)
+    words = "; ".join(filter(None, ("" if absent else cause, found.words, repeated)))
     reason = f"the gradient of {name} is wrong:{absent} {words}."
     entries = tuple(
         replace(e, verdict=Verdict.FAIL, reason=words) if e.position == found.position else e for e in result.inputs

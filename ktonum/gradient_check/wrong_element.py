@@ -16,7 +16,12 @@ from ktonum.gradient_check.contraction import Contraction
 from ktonum.gradient_check.result import Location
 from ktonum.measure.comparison import unravelled
 
-__all__ = ["localise"]
+__all__ = ["localise", "search_evaluations"]
+
+
+def search_evaluations(direction: torch.Tensor) -> int:
+    """The most forward evaluations that `localise` needs to find an element of this direction alone."""
+    return 2 * math.ceil(math.log2(max(direction.numel(), 1))) + 4
 
 
 def localise(
