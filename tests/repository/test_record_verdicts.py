@@ -33,3 +33,7 @@ def test_an_older_record_is_upgraded_and_a_change_is_found(records: ModuleType, 
     place = next(name for name in now if name.endswith("/measurements/0/value"))
     (found,) = records.differences(records.upgraded(old), now | {place: 7.0})
     assert found.startswith(place) and found.endswith("7.0 now")
+    assert not records.in_words(found)
+    words = next(name for name in now if name.endswith("/bound_source/text"))
+    (found,) = records.differences(now, now | {words: "other: words"})
+    assert records.in_words(found)
