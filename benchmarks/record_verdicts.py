@@ -36,7 +36,7 @@ AUDITS = (
 #: Fields that differ from run to run or name lines of code, and the parts of the case's name, which is kept itself.
 LEFT_OUT = ("seconds", "details", "parts")
 #: Fields that hold words for readers. Their differences are counted apart from those of values, bounds and verdicts.
-WORDS = ("text", "reason", "unit", "remark", "where", "looks_like")
+WORDS = ("question", "text", "reason", "unit", "remark", "where", "looks_like")
 
 Fields = dict[str, Any]
 

@@ -53,7 +53,8 @@ def run_check(check: Check, context: CaseContext, standard: str = "precise") -> 
     # The time does not influence the verdict.
     seconds = time.perf_counter() - started
     cause = result.cause or _CAUSES.get(result.verdict)
-    return replace(result, standard=standard, seconds=seconds, cause=cause, parts=context.case.parts)
+    parts, question = context.case.parts, check.question
+    return replace(result, standard=standard, seconds=seconds, cause=cause, parts=parts, question=question)
 
 
 def _judge(check: Check, context: CaseContext, standard: str) -> CheckResult:

@@ -44,10 +44,7 @@ def _changed(gate: Gate) -> str:
 def _rows(gate: Gate) -> list[tuple[str, str, str]]:
     """Mark, change, and cause of each line."""
     told = [_growth(g) for g in gate.growths if g not in gate.worse]
-    lost = [
-        (f"{_number(n, 'check')} no longer {'meets' if n == 1 else 'meet'} {s}", a.value)
-        for (s, a), n in gate.standards.items()
-    ]
+    lost = [(_lost(standard, count), cause.value) for (standard, cause), count in gate.standards.items()]
     rows = _shortened("FAILS", [_failure(f) for f in gate.failures])
     rows += _shortened("GREW", [_growth(g) for g in gate.worse])
     rows += _shortened("VANISHED", [(where, "") for where in _cases(gate.vanished)])

@@ -17,6 +17,8 @@ def describe_result(result: CheckResult) -> str:
     numbers = [excess_words(m) for m in beyond] if result.verdict is Verdict.FAIL else []
     what = result.reason or wrong_words(result) if numbers else ""
     lines = [": ".join(filter(None, (verdict, what or reason_words(result))))]
+    if result.verdict is Verdict.FAIL and result.question:
+        lines.append(f"  expected: {result.question}")
     for found in result.localisations:
         lines += [f"  {line}" for line in place_lines(found)]
     if result.failed:

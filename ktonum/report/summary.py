@@ -154,7 +154,8 @@ def _failure(check: str, failed: Sequence[CheckResult], asked: Sequence[CheckRes
         lines += [f"  {line}" for found in r.localisations[:_TENSORS_SHOWN] for line in place_lines(found)]
         if r.worst is not None and not r.worst.within:
             lines.append(f"  measured: {excess_words(r.worst)}")
-    return Finding(check, f"{check} fails on {_share(failed, asked)}", tuple(lines), max(failed, key=_use))
+    expected = f"; expected: {failed[0].question}" if failed[0].question else ""
+    return Finding(check, f"{check} fails on {_share(failed, asked)}{expected}", tuple(lines), max(failed, key=_use))
 
 
 def _where(result: CheckResult) -> str:

@@ -108,6 +108,7 @@ class CheckResult:
         localisations: For each failing tensor where it is wrong and what that looks like, worst first.
         cause: Why the verdict is not PASS; None for PASS.
         parts: What the case's name is made of.
+        question: The statement that a PASS confirms, e.g. ``two runs on the same inputs agree bit for bit``.
     """
 
     case: str
@@ -123,6 +124,7 @@ class CheckResult:
     localisations: tuple[Localisation, ...] = ()
     cause: Cause | None = None
     parts: CaseParts = field(default_factory=CaseParts)
+    question: str = ""
 
     @property
     def vacuous(self) -> bool:
