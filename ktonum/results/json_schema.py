@@ -1,7 +1,8 @@
 """The schema of an audit's JSON file: its version, and which older versions are read.
 
 A file is an object with three keys: ``schema``, ``environment`` and ``results``. The fields of a result are those of
-the dataclasses in `check_result` and `measurement`; docs/report_schema.md lists them, and a test compares the two.
+the dataclasses in `audit_report`, `check_result` and `measurement`; docs/report_schema.md lists them, and a test
+compares the two.
 """
 
 from __future__ import annotations

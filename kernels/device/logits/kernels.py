@@ -100,7 +100,7 @@ def products_from_descriptors(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
 ):
-    """The same through tensor descriptors: a copy engine loads the tiles, with 0 beyond a tensor's edges."""
+    """The same through tensor descriptors: Hopper's copy engine (TMA) loads the tiles, 0 beyond a tensor's edges."""
     z = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
     for i in range(0, tl.cdiv(hidden, BLOCK_HIDDEN)):
         x = input.load([first_row, i * BLOCK_HIDDEN])
