@@ -35,8 +35,9 @@ def _judge(context: CaseContext) -> CheckResult:
         return tuple(t for name in context.upstream if (t := outputs.get(name)) is not None)
 
     leaves: list[Any] = [context.inputs[name].detach().requires_grad_() for name in names]
-    result = gradcheck(function, leaves, seed=seed_of(context.case.name) % 2**31, raise_exception=False)
-    return result.to_check_result(case=context.case.name, check="gradcheck", names=names)
+    seed = seed_of(context.case.name) % 2**31
+    result = gradcheck(function, leaves, seed=seed, raise_exception=False, names=names)
+    return result.to_check_result(case=context.case.name, check="gradcheck")
 
 
 def _applies(op: Op, case: Case) -> bool:

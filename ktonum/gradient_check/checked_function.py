@@ -61,13 +61,15 @@ class CheckedFunction:
         budget: Most forward evaluations; the caller of `at` keeps to it.
     """
 
-    def __init__(self, fn: Callable[..., Any], inputs: Sequence[Any], budget: int, *, masked: bool) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], inputs: Sequence[Any], budget: int, *, masked: bool, names: Sequence[str]
+    ) -> None:
         self.fn = fn
         self.budget = budget
         self.calls = 0
-        self._inputs = tuple(inputs)
+        self._inputs = tuple(zip(names, inputs, strict=True))
         self._module = fn if isinstance(fn, torch.nn.Module) else None
-        tensors = [named for i, value in enumerate(self._inputs) for named in named_tensors(value, f"input {i}")]
+        tensors = [named for name, value in self._inputs for named in named_tensors(value, name)]
         self._parameters: dict[str, str] = {}
         if self._module is not None:
             for name, parameter in self._module.named_parameters():
@@ -79,9 +81,8 @@ class CheckedFunction:
         self._originals = {name: tensor for name, tensor in tensors if not tensor.requires_grad}
         self._shared = {name: _copy(tensor) for name, tensor in tensors}
         self._shared |= {leaf.name: leaf.tensor(leaf.value) for leaf in self.leaves if leaf.fills_up}
-        self._nested = any(isinstance(value, (tuple, list, Mapping)) for value in self._inputs)
+        self._nested = any(isinstance(value, (tuple, list, Mapping)) for _, value in self._inputs)
         self._needs_grad = False
-        self._flat = [f"input {i}" if isinstance(value, Tensor) else None for i, value in enumerate(self._inputs)]
 
     @property
     def not_finite(self) -> bool:
@@ -133,9 +134,9 @@ class CheckedFunction:
         """fn's result where the differentiated tensors at some positions are others. Counts as an evaluation."""
         tensors = {**self._shared, **{self.leaves[p].name: tensor for p, tensor in moved.items()}}
         if self._nested:
-            arguments = [with_tensors(value, f"input {i}", tensors) for i, value in enumerate(self._inputs)]
+            arguments = [with_tensors(value, name, tensors) for name, value in self._inputs]
         else:
-            arguments = [v if name is None else tensors[name] for v, name in zip(self._inputs, self._flat, strict=True)]
+            arguments = [tensors.get(name, value) for name, value in self._inputs]
         handed_out = [(name, tensor, tensor._version) for name, tensor in tensors.items()]
         self.calls += 1
         if self._module is None:

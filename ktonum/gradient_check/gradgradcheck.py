@@ -82,10 +82,11 @@ def gradgradcheck(
         Exception: Any exception that func raises at ``inputs``, or its backward, or that one's backward.
     """
     arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    names = [f"input {number}" for number in range(len(arguments))]
     wanted = [
         name
-        for number, value in enumerate(arguments)
-        for name, tensor in named_tensors(value, f"input {number}")
+        for argument, value in zip(names, arguments, strict=True)
+        for name, tensor in named_tensors(value, argument)
         if tensor.requires_grad
     ]
     with torch.enable_grad():
@@ -96,13 +97,13 @@ def gradgradcheck(
 
     def gradients(*given: Any) -> tuple[Tensor, ...]:
         tensors: dict[str, Tensor] = {}
-        for number, value in enumerate(given[:-1]):
-            for name, tensor in named_tensors(value, f"input {number}"):
+        for argument, value in zip(names, given[:-1], strict=True):
+            for name, tensor in named_tensors(value, argument):
                 if name in wanted:
                     # Displaced inputs come without a graph.
                     tensors[name] = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
         with torch.enable_grad():
-            filled = [with_tensors(value, f"input {n}", tensors) for n, value in enumerate(given[:-1])]
+            filled = [with_tensors(value, n, tensors) for n, value in zip(names, given[:-1], strict=True)]
             found = torch.autograd.grad(
                 _differentiable(func(*filled)), list(tensors.values()), given[-1], create_graph=True, allow_unused=True
             )
@@ -128,8 +129,9 @@ def gradgradcheck(
         probes=probes,
         precision=precision,
         localise_evaluations=localise_evaluations,
+        names=[*names, "grad_output"],
     )
-    result = _in_words(result, f"input {len(arguments)}")
+    result = replace(result, reason=f"of the gradients, {result.reason}")
     if raise_exception and result.verdict is not Verdict.PASS:
         raise GradcheckError(result.summary(), result)
     return result
@@ -158,13 +160,3 @@ def _cotangents(outputs: Sequence[Tensor], given: Any, seed: int, *, contiguous:
         drawn = drawn.to(output.dtype)
         cotangents.append((drawn if contiguous or not drawn.ndim else spaced_out(drawn)).requires_grad_())
     return cotangents
-
-
-def _in_words(result: GradcheckResult, last: str) -> GradcheckResult:
-    """The same result with the name of the argument that holds the gradients of the outputs."""
-
-    def renamed(text: str) -> str:
-        return text.replace(last, "grad_output")
-
-    entries = tuple(replace(e, name=renamed(e.name), reason=renamed(e.reason)) for e in result.inputs)
-    return replace(result, inputs=entries, reason=f"of the gradients, {renamed(result.reason)}")

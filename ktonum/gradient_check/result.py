@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ktonum.results import BoundKind, BoundSource, CheckResult, Localisation, Measurement, Power, Verdict
@@ -150,17 +149,16 @@ class GradcheckResult:
     def __str__(self) -> str:
         return self.summary()
 
-    def to_check_result(self, *, case: str, check: str, names: Sequence[str]) -> CheckResult:
+    def to_check_result(self, *, case: str, check: str) -> CheckResult:
         """This result as the result of one check of an audit.
 
         Args:
             case: The case's name.
             check: The check's name.
-            names: A name for each input position, e.g. ``("input", "weight")``.
         """
         measurements, power = [], []
         for entry in self.inputs:
-            gradient = f"grad_{names[entry.position]}"
+            gradient = f"grad_{entry.name}"
             measurements.append(
                 Measurement(
                     gradient,
@@ -185,14 +183,14 @@ class GradcheckResult:
             power=tuple(power),
             reason=self.reason,
             details=self.summary(),
-            localisations=self._localised(names),
+            localisations=self._localised(),
         )
 
-    def _localised(self, names: Sequence[str]) -> tuple[Localisation, ...]:
+    def _localised(self) -> tuple[Localisation, ...]:
         """The wrong element if the search ended at one, otherwise the input."""
         if self.verdict is not Verdict.FAIL or self.worst_input is None or not self.inputs:
             return ()  # without measurements the defect is one of the whole backward, such as noise
-        name = f"grad_{names[self.worst_input]}"
+        name = f"grad_{self.inputs[self.worst_input].name}"
         if self.worst_index is None or self.wrong_by is None:
             return (Localisation(name, "spread over many elements: no single element stands out", ""),)
         where = f"element {list(self.worst_index)}, and perhaps others" if self.worst_index else "the only element"
@@ -206,9 +204,9 @@ class GradcheckResult:
         worst = next((entry for entry in self.inputs if entry.position == self.worst_input), None)
         if worst is not None:
             parts.append(
-                f"{worst.name[:1].upper()}{worst.name[1:]}: analytic directional derivative {worst.analytic:.12g}, "
-                f"finite difference {worst.finite_difference:.12g}, error bar {worst.error_bar:.2g}; the mismatch is "
-                f"{worst.use:.2g} times the threshold."
+                f"For {worst.name}: analytic directional derivative {worst.analytic:.12g}, finite difference "
+                f"{worst.finite_difference:.12g}, error bar {worst.error_bar:.2g}; the mismatch is {worst.use:.2g} "
+                f"times the threshold."
             )
         if self.inputs:
             powers = "; ".join(

@@ -90,6 +90,7 @@ def test_writing_to_inputs_is_refused() -> None:
         (torch.ones(2, dtype=F64, requires_grad=True), {"precision": "float8"}, "accepted are None, float64"),
         (torch.ones(2, dtype=F64, requires_grad=True), {"max_evaluations": 9}, "at least 10"),
         (torch.ones(2, dtype=F64, requires_grad=True), {"probes": 0}, "at least 10, 1 and 0"),
+        (torch.ones(2, dtype=F64, requires_grad=True), {"names": ("x", "y")}, "one name for each"),
     ],
 )
 def test_wrong_arguments_are_explained(inputs: Any, options: dict[str, Any], words: str) -> None:
@@ -114,13 +115,21 @@ def test_summary_names_place_measure_bar_power_and_next_step() -> None:
 
 def test_result_becomes_a_check_of_an_audit() -> None:
     names = ("input", "weight", "bias")
-    good = gradcheck(lambda *i: kto(*i), kto_inputs(3)).to_check_result(case="c", check="gradcheck", names=names)
+    good = gradcheck(lambda *i: kto(*i), kto_inputs(3), names=names).to_check_result(case="c", check="gradcheck")
     assert (good.verdict, good.vacuous, good.failed) == (Verdict.PASS, False, False)
     assert [m.name for m in good.measurements] == [f"grad_{name}/finite_difference" for name in names]
     assert all(m.within for m in good.measurements)
-    bad = failure(lambda *i: kto(i[0], edited(i[1], lambda g: 2 * g), i[2]), kto_inputs(3))
-    record = bad.to_check_result(case="c", check="gradcheck", names=names)
+    bad = failure(lambda *i: kto(i[0], edited(i[1], lambda g: 2 * g), i[2]), kto_inputs(3), names=names)
+    assert "the gradient of weight is wrong" in bad.reason
+    record = bad.to_check_result(case="c", check="gradcheck")
     assert record.failed
     assert [m.within for m in record.measurements] == [True, False, True]
     assert record.worst is not None
     assert record.worst.name == "grad_weight/finite_difference"
+
+
+def test_names_stay_with_their_inputs_beside_an_empty_one() -> None:
+    inputs = (torch.zeros(0, dtype=F64, requires_grad=True), draw(36, 4))
+    wrong = failure(lambda e, x: edited(x, lambda g: 2 * g).sin() + e.sum(), inputs, names=("empty", "x"))
+    (measured,) = wrong.to_check_result(case="c", check="gradcheck").measurements
+    assert measured.name == "grad_x/finite_difference"
