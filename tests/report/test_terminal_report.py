@@ -3,86 +3,24 @@
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 import pytest
 from rich.console import Console
 
-from ktonum.declare.cases import Case, Point
 from ktonum.report.failure_text import describe_result
 from ktonum.report.html import write_html
-from ktonum.report.power_tables import blind_spots, flagged_from, power_rows, weakest_power
-from ktonum.report.sentences import bound_words, reason_words, short_case
+from ktonum.report.power_tables import power_rows
 from ktonum.report.summary import findings, matrix, standards
-from ktonum.report.terminal import AuditView, print_summary, verdict_line
+from ktonum.report.terminal import AuditView, verdict_line
 from ktonum.results import (
-    BoundKind,
-    BoundSource,
-    CaseParts,
-    Cause,
     CheckResult,
     Localisation,
-    Measurement,
-    Power,
     Report,
     Verdict,
 )
-
-ANALYSIS = BoundSource(BoundKind.DERIVED, "precise")
-
-
-def result(
-    verdict: Verdict = Verdict.PASS,
-    *,
-    check: str = "forward",
-    dtype: str = "bf16",
-    dims: Mapping[str, int] = MappingProxyType({"B": 3, "T": 65}),
-    value: float = 0.25,
-    power: float | None = 3e-5,
-    reason: str = "",
-    details: str = "",
-    meets: tuple[str, ...] = ("precise", "eager"),
-) -> CheckResult:
-    undecided = verdict in (Verdict.ERROR, Verdict.INCONCLUSIVE)
-    case = Case("kto", Point(dims), dtype, "cpu")
-    return CheckResult(
-        case.name,
-        check,
-        verdict,
-        () if undecided else (Measurement("loss", "relative_norm", value, 0.5, "1", ANALYSIS, (3, 17)),),
-        ()
-        if undecided
-        else (Power("loss", "scaling", "by 1 + size", power), Power("loss", "one element", "off by size", power)),
-        reason=reason,
-        details=details,
-        meets=() if undecided else meets,
-        parts=case.parts,
-    )
-
-
-MANY = {f"B{i}": 3 for i in range(30)}
-
-
-def text_of(*results: CheckResult, width: int = 120, planned: int | None = None, strict: bool = False) -> str:
-    console = Console(file=io.StringIO(), width=width, highlight=False)
-    print_summary(
-        console,
-        Report(results),
-        standard="precise",
-        planned=planned,
-        strict=strict,
-        command="ktonum audit kto",
-        seconds=1.25,
-    )
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
-
-
-FAIL = result(Verdict.FAIL, value=325.0, meets=("eager",))
+from support.report_results import FAIL, MANY, result, text_of
 
 
 def test_a_failure_says_where_it_is_and_what_it_looks_like() -> None:
@@ -103,68 +41,6 @@ def test_the_page_says_where_it_is_and_what_it_looks_like(tmp_path: Path) -> Non
     write_html(Report((failure,)), tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<td>grad_weight</td><td>row 3</td><td>scaled by &lt;2&gt;</td>" in page
-
-
-def test_a_case_is_called_by_its_parts_or_by_its_name_if_they_are_unknown() -> None:
-    case = Case("kto", Point({"B": 3}, {"loss_type": "apo"}, "heavy-tails"), "bf16", "cpu", 12)
-    assert short_case(replace(FAIL, parts=case.parts)) == "bf16 B=3,loss_type=apo (heavy-tails) +12"
-    assert short_case(replace(FAIL, case="something else", parts=CaseParts())) == "something else"
-
-
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [
-        (ANALYSIS, "rounding-error analysis, precise"),
-        (BoundSource(BoundKind.MEASURED, scale=4.0, dtype="fp32"), "4 × the error of the reference in fp32"),
-        (
-            BoundSource(BoundKind.MEASURED, scale=2.0, dtype="bf16", autocast=True),
-            "2 × the error of the reference under autocast to bf16",
-        ),
-        (
-            BoundSource(BoundKind.LARGER, "eager", 4.0, "fp16"),
-            "the larger one of rounding-error analysis, eager, and 4 × the error of the reference in fp16",
-        ),
-        (BoundSource(BoundKind.EXACT, text="law 'padding'"), "must be exact: law 'padding'"),
-        (BoundSource(BoundKind.TABLE, text="row y/element/fp32/cpu"), "row y/element/fp32/cpu"),
-        (BoundSource(BoundKind.ERROR_BAR, scale=2.0), "2 × the error bar of the finite difference"),
-        (BoundSource(BoundKind.DECLARED), "declared by the op"),
-        (BoundSource(BoundKind.NONE), ""),
-    ],
-)
-def test_every_kind_of_bound_has_words(source: BoundSource, words: str) -> None:
-    assert bound_words(source) == words
-
-
-@pytest.mark.parametrize("cause", Cause)
-def test_every_cause_has_words(cause: Cause) -> None:
-    verdict = Verdict.FAIL if cause is Cause.BEYOND_BOUND else Verdict.ERROR
-    words = reason_words(replace(result(verdict, value=2.0, reason="own words"), cause=cause))
-    says_it_all = (Cause.NOTHING_MEASURED, Cause.CUDA_LOST)
-    assert words and words.endswith("own words") is (cause not in says_it_all)
-
-
-def test_a_failure_says_first_what_is_wrong_and_last_the_numbers() -> None:
-    """In order: the wrong tensors, the place, the pattern, the command to run it again, and the numbers."""
-    places = (Localisation("loss", "everywhere", "scaled by 2"),)
-    beyond = (
-        *FAIL.measurements,
-        Measurement("loss", "element", 3.0, 1.0, "bound", ANALYSIS, context="at expanded ones"),
-        Measurement("y", "differing_elements", 2.0, 0.0, "elements", BoundSource(BoundKind.EXACT, text="law 'a'")),
-        Measurement("z", "signed_bias", math.nan, 1.0, "1", ANALYSIS),
-    )
-    lines = describe_result(replace(FAIL, measurements=beyond, localisations=places)).splitlines()
-    assert lines == [
-        "FAIL: y, z and 2 more are wrong",
-        "  where loss is wrong: everywhere",
-        "  loss looks like: scaled by 2",
-        "  run again: ktonum audit OP --only 'kto[B=3,T=65]-bf16-cpu::forward'",
-        "  or: pytest --ktonum 'ktonum::kto[B=3,T=65]-bf16-cpu::forward'",
-        "  measured: y/differing_elements = 2 elements, and none is allowed (must be exact: law 'a')",
-        "  measured: z/signed_bias is NaN (rounding-error analysis, precise)",
-        "  measured: loss/relative_norm = 325, 650 times the bound 0.5 (rounding-error analysis, precise) at [3, 17]",
-        "  measured: loss at expanded ones/element: 3 times the bound (rounding-error analysis, precise)",
-        "  the standard precise decides; the candidate meets eager here",
-    ]
 
 
 def test_a_verdict_is_one_line_with_its_measurement_and_power() -> None:
@@ -298,62 +174,3 @@ def test_tables_for_other_reports() -> None:
         "eager": "met in bf16, fp32",
     }
     assert {r.check for r in power_rows(results)} == {"forward", "law:padding"}
-
-
-def _of_kinds(*powers: Power) -> CheckResult:
-    return replace(result(), power=powers)
-
-
-def test_defects_that_would_have_passed_are_listed_by_check_and_kind() -> None:
-    results = (
-        _of_kinds(
-            Power("loss", "truncated", "", None), Power("grad_x", "one row zero", "", 1.0, "at V = 2048, positive")
-        ),
-        _of_kinds(
-            Power("loss", "truncated", "", None), Power("grad_x", "one row zero", "", None, "at V = 2048, positive")
-        ),
-        _of_kinds(Power("loss", "truncated", "", 1.0), Power("loss", "scaling", "by 1 + size", 1e-3)),
-        replace(FAIL, power=(Power("loss", "halved", "", None),)),
-    )
-    (spots,) = blind_spots(results)
-    assert spots.check == "forward" and spots.words == "truncated 2 of 3, one row zero 1 of 2"
-    assert "truncated 2 of 3" in text_of(*results)
-    assert {row.defect for row in power_rows(results)} == {"scaling"}, "kinds without a size have no smallest one"
-
-
-@pytest.mark.parametrize(
-    ("powers", "weakest"),
-    [
-        (
-            (
-                Power("x", "scaling", "by 1 + size", 1e-3),
-                Power("y", "scaling", "by 1 + size", 1e-2),
-                Power("y", "one row zero", "", 1.0),
-            ),
-            "scaling 1e-02",
-        ),
-        ((Power("x", "one element", "off by size × one", 2e-3), Power("x", "halved", "", 1.0)), "one element 2e-03"),
-        ((Power("", "another shape", "", 1.0),), "another shape"),
-        ((Power("x", "halved", "", None),), ""),
-    ],
-)
-def test_the_weakest_power_is_that_of_scalings_if_there_are_any(powers: tuple[Power, ...], weakest: str) -> None:
-    assert weakest_power(_of_kinds(*powers)) == weakest
-
-
-def test_a_defect_without_a_size_is_flagged_or_not() -> None:
-    powers = (Power("x", "halved", "", 1.0), Power("x", "halved", "", None), Power("x", "scaling", "by 1 + size", 0.25))
-    assert [flagged_from(p) for p in powers] == ["flagged", "not flagged", "2.5e-01"]
-
-
-def test_the_page_has_every_planted_defect(tmp_path: Path) -> None:
-    passed = _of_kinds(
-        Power("x", "halved", "", 1.0),
-        Power("x", "one row zero", "", None),
-        Power("x", "one row", "scaled by 1 + size", 0.25),
-    )
-    write_html(Report((passed,)), tmp_path / "report.html")
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "<td>forward</td><td>one row zero 1 of 1</td>" in page
-    assert '<td>x: halved</td><td class="number">flagged</td>' in page
-    assert "<td>forward</td><td>one row</td>" in page
